@@ -181,7 +181,7 @@ void Program::spawn(const std::vector<std::string>& arguments) {
   for (const auto& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   pid_ = fork();
-  ck_assert_int_ge(pid_, 0);
+  if (pid_ < 0) ck_abort_msg("cannot fork");
   if (pid_ == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     // LeakSanitizer at the end of a program with this terminal never ends; all other runs look for leaks.
