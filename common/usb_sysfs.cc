@@ -61,6 +61,11 @@ std::string device_at_port(const std::string& port) {
   return hub.rfind(kRootHub, 0) == 0 ? hub.substr(kRootHub.size()) + "-" + number : hub + "." + number;
 }
 
+std::uint64_t inode_of(const std::string& path) {
+  struct stat status {};
+  return stat(path.c_str(), &status) == 0 ? status.st_ino : 0;
+}
+
 // nullopt: no USB device lies at this real path (an interface of one, or something else).
 std::optional<UsbDevice> usb_device_at(const std::string& path) {
   const auto vendor = read_number(path + "/idVendor", 16);
@@ -72,10 +77,13 @@ std::optional<UsbDevice> usb_device_at(const std::string& path) {
   out.hub = read_number(path + "/bDeviceClass", 16) == kHubClass;
   if (const auto peer = real_path(path + "/port/peer"))
     out.peer_port = device_at_port(peer->substr(peer->rfind('/') + 1));
+  out.inode = inode_of(path);
   return out;
 }
 
 }  // namespace
+
+std::uint64_t Sysfs::inode_at(const std::string& port) const { return inode_of(root_ + "/bus/usb/devices/" + port); }
 
 std::vector<UsbDevice> Sysfs::usb_devices() const {
   std::vector<UsbDevice> out;

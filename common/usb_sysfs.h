@@ -20,6 +20,9 @@ struct UsbDevice {
   // The same socket on the bus of the other speed (USB 2 and 3), named as a device there would be; "": it has none.
   std::string peer_port;
 
+  // Of its directory in sysfs: another one each time that it is plugged in (or resets as something else); never 0.
+  std::uint64_t inode = 0;
+
   bool operator==(const UsbDevice&) const = default;
 };
 
@@ -29,6 +32,9 @@ class Sysfs {
 
   // Every USB device that is plugged in, hubs as well; at most 4096. Empty on a kernel without USB.
   [[nodiscard]] std::vector<UsbDevice> usb_devices() const;
+
+  // What is plugged in at a port now, "1-2.4": its inode as in UsbDevice. 0: nothing.
+  [[nodiscard]] std::uint64_t inode_at(const std::string& port) const;
 
   // The USB devices above a block or character device node, through any symbolic links and, for a stacked block device
   // (device mapper, md), above everything that it stands on. Empty when the node is absent or is no device.

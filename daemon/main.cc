@@ -33,6 +33,7 @@
 #include "daemon/host/libvirt_hypervisor.h"
 #include "daemon/host/rungs.h"
 #include "daemon/host/usb_bus.h"
+#include "daemon/host/usb_gate.h"
 #include "daemon/lease/keys.h"
 #include "daemon/store/etcd_store.h"
 #include "daemon/store/sqlite_store.h"
@@ -234,8 +235,9 @@ class Daemon {
     options.timing = {config_.ttl_ms, config_.renewal_ms, config_.grace_ms, config_.drift_ppm};
     node_ = std::make_unique<cluster::Node>(store_.get(), options, node_events());
     hypervisor_ = host::make_libvirt_hypervisor({config_.libvirt_uri, config_.libvirt_run_dir});
+    usb_gate_ = host::make_usb_gate(config_.run_dir);
     agent_ = std::make_unique<host::HostAgent>(config_, describe_self(config_, boot_id), node_->router(), *hypervisor_,
-                                               *home_file_, relays);
+                                               *home_file_, relays, usb_gate_.get());
     cluster::MembershipHooks hooks;
     hooks.restart = [this] { begin_restart(); };
     hooks.members = [this](const cluster::Members& members) {
@@ -323,6 +325,7 @@ class Daemon {
   std::unique_ptr<cluster::Node> node_;
   std::unique_ptr<cluster::TlsTransport> transport_;
   std::unique_ptr<host::Hypervisor> hypervisor_;
+  std::unique_ptr<host::UsbGate> usb_gate_;
   std::unique_ptr<host::HostAgent> agent_;
   std::unique_ptr<host::UsbBus> usb_bus_;
   std::unique_ptr<cluster::ClusterMembership> membership_;

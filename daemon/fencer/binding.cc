@@ -7,14 +7,20 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <mutex>
 
+#include "common/directory.h"
 #include "common/fd.h"
+#include "common/log.h"
 
 namespace usblease::fencer {
 namespace {
 
 constexpr const char* kDriver = "/bus/usb/drivers/usb";
 constexpr const char* kDevices = "/bus/usb/devices/";
+constexpr const char* kInterfaceDefault = "/interface_authorized_default";
+constexpr const char* kMarker = "interfaces-held-back-usb";
+constexpr std::size_t kEntriesMax = 4096;
 
 // 0, or the error's number.
 int write_attribute(const std::string& path, const std::string& value) {
@@ -25,6 +31,16 @@ int write_attribute(const std::string& path, const std::string& value) {
     written = write(fd.get(), value.data(), value.size());
   } while (written < 0 && errno == EINTR);
   return written < 0 ? errno : 0;
+}
+
+// Without its newline; "" when it cannot be read.
+std::string read_attribute(const std::string& path) {
+  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  std::array<char, 16> buffer{};
+  const ssize_t count = fd ? read(fd.get(), buffer.data(), buffer.size()) : 0;
+  std::string value(buffer.data(), count > 0 ? static_cast<std::size_t>(count) : 0);
+  if (!value.empty() && value.back() == '\n') value.pop_back();
+  return value;
 }
 
 }  // namespace
@@ -68,6 +84,58 @@ Result<void> Binding::bind(const std::string& port) const {
   }
   const int error = write_attribute(sysfs_ + kDevices + port + "/authorized", "1");
   return error == 0 ? Result<void>{} : fail_errno("authorising the USB device at " + port, error);
+}
+
+// The interfaces on this bus that no driver may have, "1-2.4:1.0".
+std::set<std::string> Binding::unauthorised(const std::string& bus) const {
+  std::set<std::string> out;
+  for (const std::string& name : list_names(sysfs_ + kDevices, kEntriesMax)) {
+    if (name.rfind(bus + "-", 0) != 0 || name.find(':') == std::string::npos) continue;
+    if (read_attribute(sysfs_ + kDevices + name + "/authorized") == "0") out.insert(name);
+  }
+  return out;
+}
+
+void Binding::authorise(const std::string& interface, bool probe) const {
+  if (const int error = write_attribute(sysfs_ + kDevices + interface + "/authorized", "1"); error != 0) {
+    // It may have left the bus meanwhile.
+    return log::warning("authorising USB interface " + interface + ": " + strerror(error));
+  }
+  if (probe) write_attribute(sysfs_ + "/bus/usb/drivers_probe", interface);
+}
+
+Result<void> Binding::bind_without_drivers(const std::string& port, const std::string& marker_directory) const {
+  static std::mutex one_at_a_time;
+  const std::lock_guard lock(one_at_a_time);
+  const std::string bus = port.substr(0, port.find('-'));
+  const std::string setting = sysfs_ + kDevices + "usb" + bus + kInterfaceDefault;
+  const std::string before = read_attribute(setting);
+  const std::set<std::string> were = unauthorised(bus);
+  const bool change = before == "1";
+  if (change) {
+    const UniqueFd marker(open((marker_directory + "/" + kMarker + bus).c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    if (!marker) return fail_errno("noting the setting of USB bus " + bus + " in " + marker_directory, errno);
+    if (const int error = write_attribute(setting, "0"); error != 0) return fail_errno(setting, error);
+  }
+  const auto bound = bind(port);
+  if (change) {
+    write_attribute(setting, before);
+    unlink((marker_directory + "/" + kMarker + bus).c_str());
+  }
+  for (const std::string& interface : unauthorised(bus)) {
+    const bool ours = interface.rfind(port + ":", 0) == 0;
+    if (ours || !were.contains(interface)) authorise(interface, !ours);
+  }
+  return bound;
+}
+
+void Binding::restore_defaults(const std::string& marker_directory) const {
+  for (const std::string& name : list_names(marker_directory, kEntriesMax)) {
+    if (name.rfind(kMarker, 0) != 0) continue;
+    const std::string bus = name.substr(std::strlen(kMarker));
+    write_attribute(sysfs_ + kDevices + "usb" + bus + kInterfaceDefault, "1");
+    unlink((marker_directory + "/" + name).c_str());
+  }
 }
 
 }  // namespace usblease::fencer

@@ -14,12 +14,13 @@ constexpr std::uint64_t kRetryNs = 1'000 * lease::kNsPerMs;
 }  // namespace
 
 Attachments::Attachments(Hypervisor& hypervisor, GuestSockets& sockets, Starts& starts, std::string host_id,
-                         GiveBack give_back)
+                         GiveBack give_back, OpenUsb open_usb)
     : hypervisor_(hypervisor),
       sockets_(sockets),
       starts_(starts),
       host_id_(std::move(host_id)),
-      give_back_(std::move(give_back)) {}
+      give_back_(std::move(give_back)),
+      open_usb_(std::move(open_usb)) {}
 
 // The lease for which the device should be in a guest of this host now.
 const record::Lease* Attachments::wanted(const std::string& device) const {
@@ -54,16 +55,31 @@ void Attachments::drive(const std::string& device) {
   for (const Name& name : leaving) detach(name);
   if (lease == nullptr || busy) return;
   const GuestStart* start = starts_.find(lease->start());
-  if (start != nullptr && start->running()) attach({lease->start().guest_uuid(), device}, *lease);
+  if (start != nullptr && start->running()) attach({lease->start().guest_uuid(), device}, *lease, *start);
 }
 
-void Attachments::attach(const Name& name, const record::Lease& lease) {
+void Attachments::attach(const Name& name, const record::Lease& lease, const GuestStart& start) {
   entries_[name] = Entry{Phase::kAttaching, lease.token()};
+  const auto opened = [this, alive = std::weak_ptr(alive_), name, token = lease.token()](const Result<UsbAddress>& at) {
+    if (!alive.expired()) attach_usb(name, token, at);
+  };
+  if (open_usb_ && open_usb_(name.second, lease, start, opened)) return;
   hypervisor_.attach_endpoint(
       name.first, name.second, sockets_.path(name.first, name.second),
       [this, alive = std::weak_ptr(alive_), name, token = lease.token()](const Result<void>& result) {
         if (!alive.expired()) attached(name, token, result);
       });
+}
+
+void Attachments::attach_usb(const Name& name, std::uint64_t token, const Result<UsbAddress>& opened) {
+  if (!opened) return attached(name, token, tl::unexpected(opened.error()));
+  hypervisor_.attach_usb(name.first, name.second, *opened,
+                         [this, alive = std::weak_ptr(alive_), name, token](const Result<void>& result) {
+                           if (alive.expired()) return;
+                           attached(name, token, result);
+                           // QEMU has opened it: it would have been refused else.
+                           if (result) on_streaming(name.second, token);
+                         });
 }
 
 void Attachments::attached(const Name& name, std::uint64_t token, const Result<void>& result) {
@@ -126,7 +142,13 @@ void Attachments::on_removed(const std::string& guest_uuid, const std::string& d
   if (lease != nullptr && lease->token() == token) give_back_(*lease, device, "it was detached from the guest");
 }
 
+bool Attachments::may_have(const std::string& device) const {
+  return !reconciled_ ||
+         std::any_of(entries_.begin(), entries_.end(), [&](const auto& entry) { return entry.first.second == device; });
+}
+
 void Attachments::reconcile(const std::vector<Guest>& guests) {
+  reconciled_ = true;
   for (const Guest& guest : guests) {
     for (const std::string& device : guest.attached) {
       const Name name{guest.uuid, device};

@@ -14,17 +14,6 @@ constexpr std::uint32_t kConnectTimeoutMs = 3'000;
 constexpr std::uint32_t kProbeTimeoutMs = 3'000;
 constexpr std::uint32_t kProbeDelayMinMs = 200;
 constexpr std::uint32_t kProbeDelayMaxMs = 5'000;
-constexpr std::uint64_t kConfirmRetryNs = 500 * lease::kNsPerMs;
-
-record::Policy policy_of(const DeviceConfig& config) {
-  record::Policy policy;
-  for (const auto& guest : config.guests) policy.add_guests(guest);
-  policy.set_until_max_s(config.until_max_s);
-  policy.set_isolation_ms(config.isolation_ms);
-  policy.set_min_rung(static_cast<record::Rung>(config.min_rung));
-  return policy;
-}
-
 const char* ending_text(relay::Ending ending) {
   switch (ending) {
     case relay::ENDING_DEADLINE:
@@ -46,10 +35,8 @@ const char* ending_text(relay::Ending ending) {
 
 }  // namespace
 
-EndpointHome::EndpointHome(DeviceConfig config, HomeContext& context, Role role)
-    : config_(std::move(config)), context_(context), retired_(role == Role::kRetired), policy_(policy_of(config_)) {}
-
-std::uint32_t EndpointHome::isolation_ms() const { return std::max(config_.isolation_ms, context_.ttl_ms); }
+EndpointHome::EndpointHome(DeviceConfig config, HomeContext& context, HomeRole role)
+    : DeviceHome(std::move(config), context, role) {}
 
 // --- Is it there? ------------------------------------------------------------------------------------
 
@@ -58,9 +45,7 @@ void EndpointHome::report() {
   const home::Floor floor = context_.home_file.floor(config_.name);
   if (instance_.counter() == 0 && floor.instance() != 0 && floor.boot_id() == context_.session.self().boot_id()) {
     // The same boot of the same home: a restart of the daemon does not end an instance.
-    instance_.set_host_id(context_.session.self().id());
-    instance_.set_boot_id(floor.boot_id());
-    instance_.set_counter(floor.instance());
+    adopt_instance(floor.instance());
   }
   if (relay_token_ != 0) known_ = Known::kPresent;  // a stream runs: no need to ask, and no way
   if (known_ == Known::kUnknown) {
@@ -118,7 +103,7 @@ void EndpointHome::appear() {
   if (instance_.counter() != 0 && same_boot && known_ != Known::kAbsent) {
     return set_known(Known::kPresent, "");
   }
-  context_.home_file.next_instance(config_.name, context_.session.self().boot_id(),
+  context_.home_file.next_instance(config_.name, context_.session.self().boot_id(), "",
                                    [this, alive = std::weak_ptr(alive_)](const Result<std::uint64_t>& counter) {
                                      if (alive.expired()) return;
                                      if (!counter) {
@@ -126,9 +111,7 @@ void EndpointHome::appear() {
                                                  "the home file cannot be written: " + counter.error().message);
                                        return schedule_probe();
                                      }
-                                     instance_.set_host_id(context_.session.self().id());
-                                     instance_.set_boot_id(context_.session.self().boot_id());
-                                     instance_.set_counter(*counter);
+                                     adopt_instance(*counter);
                                      set_known(Known::kPresent, "");
                                    });
 }
@@ -138,49 +121,14 @@ void EndpointHome::schedule_probe() {
   next_probe_ = run_after(probe_delay_ms_ * lease::kNsPerMs, [this] { probe(); });
 }
 
-void EndpointHome::set_known(Known known, const std::string& detail) {
-  if (known != known_) {
-    log::info(known == Known::kPresent ? "the endpoint is there" : "the endpoint is not there",
-              {{"DEVICE", config_.name}, {"ERROR", detail}});
-  }
-  known_ = known;
-  detail_ = detail.substr(0, 512);
-  send_report();
-}
-
-void EndpointHome::send_report() {
-  if (retired_ || !context_.session.registered()) return;
-  command::Command command;
-  command::ReportDevice& c = *command.mutable_report_device();
-  c.set_device(config_.name);
-  *c.mutable_policy() = policy_;
-  record::Presence& presence = *c.mutable_presence();
-  *presence.mutable_instance() = instance_;
-  presence.mutable_instance()->set_host_id(context_.session.self().id());
-  if (presence.instance().boot_id().empty())
-    presence.mutable_instance()->set_boot_id(context_.session.self().boot_id());
-  presence.set_present(known_ == Known::kPresent);
-  presence.set_detail(detail_);
-  presence.mutable_identity()->set_kind(record::DEVICE_KIND_ENDPOINT);
-  presence.mutable_identity()->set_address(config_.endpoint);
-  presence.mutable_identity()->set_vendor(seen_.vendor);
-  presence.mutable_identity()->set_product(seen_.product);
-  context_.link.submit(std::move(command), [this, alive = std::weak_ptr(alive_)](const command::Reply& reply) {
-    if (alive.expired()) return;
-    if (reply.status().code() == command::CODE_OK) return context_.reported(config_.name);
-    log::warning("the coordinator did not take the report",
-                 {{"DEVICE", config_.name}, {"ERROR", reply.status().message()}});
-    report_retry_ = run_after(kConfirmRetryNs, [this] { send_report(); });
-  });
+void EndpointHome::describe(record::Identity& identity) const {
+  identity.set_kind(record::DEVICE_KIND_ENDPOINT);
+  identity.set_address(config_.endpoint);
+  identity.set_vendor(seen_.vendor);
+  identity.set_product(seen_.product);
 }
 
 // --- Arming --------------------------------------------------------------------------------------------
-
-bool EndpointHome::may_stream(std::uint64_t token) const {
-  const record::Lease* l = lease();
-  return !retired_ && l != nullptr && l->token() == token && l->phase() != record::PHASE_FENCING &&
-         l->instance().counter() == instance_.counter() && l->instance().boot_id() == instance_.boot_id();
-}
 
 void EndpointHome::on_record(const record::Device& device) {
   record_ = device;
@@ -224,7 +172,7 @@ void EndpointHome::take_address() {
 void EndpointHome::try_early() {
   const record::Lease* l = lease();
   if (early_ && !early_->process.alive()) early_.reset();
-  if (l == nullptr || known_ == Known::kUnknown || !may_stream(l->token())) return;
+  if (l == nullptr || known_ == Known::kUnknown || !stands(l->token())) return;
   if (early_ && early_->guest_uuid == l->start().guest_uuid()) {
     GuestStream stream = std::move(*early_);
     early_.reset();
@@ -238,7 +186,7 @@ void EndpointHome::on_stream(GuestStream stream) {
                         {{"DEVICE", config_.name}, {"GUEST_UUID", stream.guest_uuid}});
   }
   const record::Lease* l = lease();
-  const bool theirs = l != nullptr && l->start().guest_uuid() == stream.guest_uuid && may_stream(l->token());
+  const bool theirs = l != nullptr && l->start().guest_uuid() == stream.guest_uuid && stands(l->token());
   if (!theirs || known_ == Known::kUnknown) {
     log::info("a guest connected before its lease; it waits",
               {{"DEVICE", config_.name}, {"GUEST_UUID", stream.guest_uuid}});
@@ -278,7 +226,7 @@ void EndpointHome::looked_at_qemu(const Result<void>& enforces) {
   if (why.empty() && !context_.pages.holds(config_.name, looked.token))
     why = "its QEMU cannot be told of the lease: " + context_.pages.trouble();
   if (why.empty() && !looked.stream.process.alive()) why = "the guest has ended";
-  if (why.empty() && !may_stream(looked.token)) why = "the lease ended before the stream began";
+  if (why.empty() && !stands(looked.token)) why = "the lease ended before the stream began";
   if (why.empty()) {
     looked.stream.enforces = true;
     return on_stream(std::move(looked.stream));
@@ -348,7 +296,7 @@ void EndpointHome::armed_on_disk(const Result<void>& stored) {
     return give_up_arming("the token was fenced meanwhile");
   }
   // While the disk was written the lease may have gone.
-  if (!may_stream(token)) return give_up_arming("the lease ended before the stream began");
+  if (!stands(token)) return give_up_arming("the lease ended before the stream began");
   context_.session.arm({config_.name, token}, isolation_ms());
   const std::uint64_t deadline_ns = context_.session.deadline({config_.name, token});
   if (deadline_ns <= boottime_now_ns()) {
@@ -425,42 +373,9 @@ void EndpointHome::fence_stream(std::uint64_t token) {
   if (evidence_wanted_ != token) want_evidence(token);
 }
 
-void EndpointHome::confirm(std::uint64_t token, const std::string& how) {
-  confirming_ = token;
-  dead_through_ = std::max(dead_through_, token);
-  context_.home_file.record_fenced(
-      config_.name, token, [this, alive = std::weak_ptr(alive_), token, how](const Result<void>& stored) {
-        if (alive.expired()) return;
-        confirming_ = 0;
-        if (!stored) {
-          // Not on disk, so not confirmed. The relay goes on waiting for its acknowledgement.
-          log::error("cannot raise the floor",
-                     {{"DEVICE", config_.name}, {"TOKEN", std::to_string(token)}, {"ERROR", stored.error().message}});
-          confirm_retry_ = run_after(kConfirmRetryNs, [this, token, how] { confirm(token, how); });
-          return;
-        }
-        context_.relays.acknowledge(config_.name, token);
-        context_.session.disarm({config_.name, token});
-        context_.pages.close(config_.name, token);
-        if (relay_token_ == token) relay_token_ = 0;
-        submit_confirmation(token, how);
-      });
-}
-
-void EndpointHome::submit_confirmation(std::uint64_t token, const std::string& how) {
-  const bool known = lease() != nullptr && lease()->token() == token;
-  if (!known && instance_.counter() == 0) return;  // the record is not here yet: on_record will see the floor
-  command::Command command;
-  command::ConfirmFenced& c = *command.mutable_confirm_fenced();
-  c.set_device(config_.name);
-  c.set_token(token);
-  c.set_how(how);
-  *c.mutable_instance() = known ? lease()->instance() : instance_;
-  context_.link.submit(
-      std::move(command), [this, alive = std::weak_ptr(alive_), token, how](const command::Reply& reply) {
-        if (alive.expired() || reply.status().code() != command::CODE_UNAVAILABLE) return;
-        confirm_retry_ = run_after(kConfirmRetryNs, [this, token, how] { submit_confirmation(token, how); });
-      });
+void EndpointHome::fenced_on_disk(std::uint64_t token) {
+  context_.relays.acknowledge(config_.name, token);
+  if (relay_token_ == token) relay_token_ = 0;
 }
 
 // --- The relay says ------------------------------------------------------------------------------------
@@ -475,9 +390,7 @@ void EndpointHome::on_relay_hello(const relay::Hello& hello) {
   relay_token_ = hello.token();
   // The home file may be lost, and with it the number of this instance; a relay is of this boot and knows it.
   if (instance_.counter() == 0 && hello.instance() != 0) {
-    instance_.set_host_id(context_.session.self().id());
-    instance_.set_boot_id(context_.session.self().boot_id());
-    instance_.set_counter(hello.instance());
+    adopt_instance(hello.instance());
   }
   context_.session.arm({config_.name, hello.token()}, isolation_ms());
   known_ = Known::kPresent;

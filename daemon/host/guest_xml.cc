@@ -70,4 +70,12 @@ std::string redirdev_xml(const std::string& device, const std::string& socket_pa
   return xml.get();
 }
 
+std::string hostdev_xml(const std::string& device, std::uint32_t bus, std::uint32_t number) {
+  const GChars xml(
+      g_markup_printf_escaped("<hostdev mode='subsystem' type='usb' managed='no'>"
+                              "<source><address bus='%u' device='%u'/></source><alias name='%s'/></hostdev>",
+                              bus, number, device_alias(device).c_str()));
+  return xml.get();
+}
+
 }  // namespace usblease::host

@@ -1,6 +1,7 @@
 // Our devices in libvirt's domain XML: aliases ua-usblease-DEVICE.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -23,5 +24,8 @@ Result<std::vector<std::string>> attached_devices(const std::string& domain_xml)
 
 // A usbredir device whose QEMU connects to the Unix socket at `socket_path`.
 std::string redirdev_xml(const std::string& device, const std::string& socket_path);
+
+// A device of the host's bus. `managed` is no: which driver has it is decided by its home, not by libvirt.
+std::string hostdev_xml(const std::string& device, std::uint32_t bus, std::uint32_t number);
 
 }  // namespace usblease::host

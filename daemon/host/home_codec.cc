@@ -15,6 +15,7 @@ constexpr std::size_t kMagicBytes = 16;
 constexpr std::size_t kDigestBytes = 32;
 constexpr const char* kMagicName = "usblease-home ";
 constexpr std::size_t kBootIdBytesMax = 64;
+constexpr std::size_t kPlaceBytesMax = 128;
 
 std::string magic() { return std::string(kMagicName) + std::to_string(kHomeFormat) + "\n"; }
 
@@ -45,6 +46,7 @@ Result<void> check_floors(const home::HomeFile& home, const std::string& path) {
     if (!is_device_name(floor.device()) && !is_lock_name(floor.device())) return damaged(path, "a bad device name");
     if (!names.insert(floor.device()).second) return damaged(path, "device " + floor.device() + " is there twice");
     if (floor.boot_id().size() > kBootIdBytesMax) return damaged(path, "a bad boot id");
+    if (floor.place().size() > kPlaceBytesMax) return damaged(path, "a bad place");
   }
   return {};
 }

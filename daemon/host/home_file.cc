@@ -131,7 +131,8 @@ void HomeFile::record_fenced(const std::string& device, std::uint64_t token, Don
       without_value(std::move(done)));
 }
 
-void HomeFile::next_instance(const std::string& device, const std::string& boot_id, Done<std::uint64_t> done) {
+void HomeFile::next_instance(const std::string& device, const std::string& boot_id, const std::string& place,
+                             Done<std::uint64_t> done) {
   submit(
       [=](home::HomeFile& home) -> Result<Applied> {
         if (!is_boot_id(boot_id)) return bad_boot_id();
@@ -144,6 +145,7 @@ void HomeFile::next_instance(const std::string& device, const std::string& boot_
         home.set_instance_counter(home.instance_counter() + 1);
         (*floor)->set_instance(home.instance_counter());
         (*floor)->set_boot_id(boot_id);
+        (*floor)->set_place(place);
         return Applied{true, home.instance_counter()};
       },
       std::move(done));

@@ -60,8 +60,9 @@ class HomeFile {
   // Before a fence is confirmed: nothing at or below `token` is armed again.
   void record_fenced(const std::string& device, std::uint64_t token, Done<void> done);
 
-  // A number for a new instance of the device, greater than every one before it on this home.
-  void next_instance(const std::string& device, const std::string& boot_id, Done<std::uint64_t> done);
+  // A number for a new instance of the device, greater than every one before it on this home. `place` is kept with it.
+  void next_instance(const std::string& device, const std::string& boot_id, const std::string& place,
+                     Done<std::uint64_t> done);
 
   // The coordinator's answer to a home without floors. From here on has_floors(). Known floors are never lowered.
   void supply_floors(std::vector<SuppliedFloor> floors, Done<void> done);

@@ -15,11 +15,13 @@ constexpr std::uint32_t kMarginMs = 500;
 
 }  // namespace
 
-HookCalls::HookCalls(Starts& starts, Acquisitions& acquisitions, FindDevice find_device, Release release)
+HookCalls::HookCalls(Starts& starts, Acquisitions& acquisitions, FindDevice find_device, Release release,
+                     BeforeStart before_start)
     : starts_(starts),
       acquisitions_(acquisitions),
       find_device_(std::move(find_device)),
-      release_(std::move(release)) {}
+      release_(std::move(release)),
+      before_start_(std::move(before_start)) {}
 
 void HookCalls::handle(const api::HookCall& call, const std::string& principal, const Answer& answer) {
   const std::string& operation = call.operation();
@@ -130,7 +132,10 @@ void HookCalls::check_start(const api::HookCall& call, const Answer& answer) {
       return answer(command::CODE_REFUSED, "the lease of device " + declared.device() + " ended before guest " +
                                                call.guest_name() + " ran; start it again");
   }
-  answer(command::CODE_OK, "");
+  before_start_(start->start, [answer](const Result<void>& ready) {
+    if (ready) return answer(command::CODE_OK, "");
+    answer(command::CODE_REFUSED, ready.error().message);
+  });
 }
 
 void HookCalls::abandon(const api::HookCall& call) {

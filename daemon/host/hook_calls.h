@@ -20,7 +20,11 @@ class HookCalls {
   using FindDevice = std::function<const record::Device*(const std::string&)>;
   using Release = std::function<void(const record::Start&, const std::string& why)>;
 
-  HookCalls(Starts& starts, Acquisitions& acquisitions, FindDevice find_device, Release release);
+  // Calls `ready` when all that the start's QEMU opens by itself is open for it, or cannot be.
+  using BeforeStart = std::function<void(const record::Start&, const std::function<void(Result<void>)>& ready)>;
+
+  HookCalls(Starts& starts, Acquisitions& acquisitions, FindDevice find_device, Release release,
+            BeforeStart before_start);
 
   // Answers once. `abandoned` of the caller: see abandon().
   void handle(const api::HookCall& call, const std::string& principal, const Answer& answer);
@@ -40,6 +44,7 @@ class HookCalls {
   Acquisitions& acquisitions_;
   FindDevice find_device_;
   Release release_;
+  BeforeStart before_start_;
 };
 
 }  // namespace usblease::host

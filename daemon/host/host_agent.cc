@@ -18,7 +18,12 @@ constexpr std::uint64_t kOrphanNs = 10'000 * lease::kNsPerMs;
 
 constexpr std::uint64_t kLibvirtWaitNs = 5'000 * lease::kNsPerMs;
 constexpr std::uint64_t kLibvirtRetryNs = 100 * lease::kNsPerMs;
+// How long a device that was unplugged under its guest is kept for it.
+constexpr std::uint32_t kReplugWaitMs = 60'000;
+constexpr std::int32_t kReplugPriority = 100;
 constexpr std::uint64_t kGiveBackRetryNs = 1'000 * lease::kNsPerMs;
+
+UsbHolder this_process() { return {getpid(), process_start_ticks(getpid()).value_or(0)}; }
 
 lease::Timing timing_of(const Config& config) {
   return lease::Timing{config.ttl_ms, config.renewal_ms, config.grace_ms, config.drift_ppm};
@@ -27,7 +32,8 @@ lease::Timing timing_of(const Config& config) {
 }  // namespace
 
 HostAgent::HostAgent(const Config& config, const record::Host& self, cluster::CoordinatorLink& link,
-                     Hypervisor& hypervisor, HomeFile& home_file, const RelayOptions& relays, std::string module_state)
+                     Hypervisor& hypervisor, HomeFile& home_file, const RelayOptions& relays, UsbGate* gate,
+                     std::string module_state)
     : config_(config),
       link_(link),
       hypervisor_(hypervisor),
@@ -43,12 +49,18 @@ HostAgent::HostAgent(const Config& config, const record::Host& self, cluster::Co
             acquisitions_.start_ended(start);
             release(start, {}, "the guest has ended", "");
           },
-          [this](const GuestStart& start) { attachments_.on_running(start); }),
+          [this](const GuestStart& start) { attachments_.on_running(start); },
+          [this](const GuestStart& start) { hand_to_process(start); }),
       sockets_(config.run_dir, config.libvirt_run_dir, [this](GuestStream stream) { on_stream(std::move(stream)); }),
-      attachments_(hypervisor, sockets_, starts_, self.id(),
-                   [this](const record::Lease& lease, const std::string& device, const std::string& why) {
-                     release(lease.start(), {device}, why, "");
-                   }),
+      attachments_(
+          hypervisor, sockets_, starts_, self.id(),
+          [this](const record::Lease& lease, const std::string& device, const std::string& why) {
+            release(lease.start(), {device}, why, "");
+          },
+          [this](const std::string& device, const record::Lease& lease, const GuestStart& start,
+                 std::function<void(Result<UsbAddress>)> opened) {
+            return open_usb(device, lease, start, std::move(opened));
+          }),
       acquisitions_(link, [this](const command::Command& command) { give_back(command); }),
       locks_({link, home_file, session_, acquisitions_, [this](const command::Command& command) { give_back(command); },
               config.ttl_ms}),
@@ -58,7 +70,10 @@ HostAgent::HostAgent(const Config& config, const record::Host& self, cluster::Co
             const auto found = devices_.find(device);
             return found == devices_.end() ? nullptr : &found->second;
           },
-          [this](const record::Start& start, const std::string& why) { release(start, {}, why, "hook"); }),
+          [this](const record::Start& start, const std::string& why) { release(start, {}, why, "hook"); },
+          [this](const record::Start& start, const std::function<void(Result<void>)>& ready) {
+            before_start(start, ready);
+          }),
       home_context_{
           link,
           home_file,
@@ -71,11 +86,19 @@ HostAgent::HostAgent(const Config& config, const record::Host& self, cluster::Co
           },
           [this](const std::string& device, std::uint64_t token) { attachments_.on_streaming(device, token); },
           [this](const std::string& device) { on_reported(device); },
-          std::move(module_state)} {
+          std::move(module_state)},
+      gate_(gate),
+      usb_hooks_{[this](const std::string& device) { return usb_in_use(device); },
+                 [this](const record::Lease& lease) { destroy_holder(lease); },
+                 [this](const std::string& device, const record::Lease& lease) { unplugged_[device] = lease; }} {
   pages_.adopt();  // before any record comes
   for (const DeviceConfig& device : config.devices) {
-    if (device.endpoint.empty()) continue;
-    homes_[device.name] = std::make_unique<EndpointHome>(device, home_context_, EndpointHome::Role::kManaged);
+    if (!device.usb) {
+      endpoints_[device.name] = std::make_unique<EndpointHome>(device, home_context_, HomeRole::kManaged);
+    } else if (gate_ != nullptr) {
+      usb_homes_[device.name] =
+          std::make_unique<UsbHome>(device, home_context_, *gate_, usb_hooks_, HomeRole::kManaged);
+    }
   }
 }
 
@@ -86,7 +109,7 @@ void HostAgent::start() {
     home_context_.adopted = true;
     // What was pushed meanwhile is looked at now.
     for (const auto& [name, device] : devices_) {
-      if (EndpointHome* home = home_of(name)) home->on_record(device);
+      if (DeviceHome* home = home_of(name)) home->on_record(device);
     }
     log::info("relays of an earlier daemon are known", {{"RELAYS", std::to_string(relays_.count())}});
     if (coordinator_active_) session_.restart();
@@ -100,18 +123,35 @@ void HostAgent::coordinator_active() {
   if (adopted_) session_.restart();
 }
 
-EndpointHome* HostAgent::home_of(const std::string& device) {
-  const auto found = homes_.find(device);
-  return found == homes_.end() ? nullptr : found->second.get();
+DeviceHome* HostAgent::home_of(const std::string& device) {
+  if (const auto endpoint = endpoints_.find(device); endpoint != endpoints_.end()) return endpoint->second.get();
+  const auto usb = usb_homes_.find(device);
+  return usb == usb_homes_.end() ? nullptr : usb->second.get();
 }
 
-EndpointHome& HostAgent::home_or_retired(const std::string& device) {
-  if (EndpointHome* home = home_of(device)) return *home;
+DeviceHome& HostAgent::home_or_retired(const std::string& device) {
+  if (DeviceHome* home = home_of(device)) return *home;
+  const auto known = devices_.find(device);
+  const bool on_usb =
+      known != devices_.end() && std::any_of(known->second.homes().begin(), known->second.homes().end(), [&](auto& h) {
+        return h.instance().host_id() == self().id() && h.identity().kind() == record::DEVICE_KIND_USB;
+      });
+  if (!on_usb || gate_ == nullptr) return endpoint_or_retired(device);
   log::warning("the configuration does not name this device any more; what was armed on it is fenced",
                {{"DEVICE", device}});
   DeviceConfig config;
   config.name = device;
-  return *(homes_[device] = std::make_unique<EndpointHome>(config, home_context_, EndpointHome::Role::kRetired));
+  return *(usb_homes_[device] =
+               std::make_unique<UsbHome>(config, home_context_, *gate_, usb_hooks_, HomeRole::kRetired));
+}
+
+EndpointHome& HostAgent::endpoint_or_retired(const std::string& device) {
+  if (const auto known = endpoints_.find(device); known != endpoints_.end()) return *known->second;
+  log::warning("the configuration does not name this device any more; what was armed on it is fenced",
+               {{"DEVICE", device}});
+  DeviceConfig config;
+  config.name = device;
+  return *(endpoints_[device] = std::make_unique<EndpointHome>(config, home_context_, HomeRole::kRetired));
 }
 
 bool HostAgent::names(const std::string& device) const {
@@ -120,14 +160,16 @@ bool HostAgent::names(const std::string& device) const {
 }
 
 std::uint32_t HostAgent::isolation_ms(const std::string& device) const {
-  const auto found = homes_.find(device);
-  return found == homes_.end() ? config_.ttl_ms : found->second->isolation_ms();
+  if (const auto endpoint = endpoints_.find(device); endpoint != endpoints_.end())
+    return endpoint->second->isolation_ms();
+  const auto usb = usb_homes_.find(device);
+  return usb == usb_homes_.end() ? config_.ttl_ms : usb->second->isolation_ms();
 }
 
 RelayEvents HostAgent::relay_events() {
   RelayEvents events;
   const auto to = [this](const std::string& device, const std::function<void(EndpointHome&)>& deliver) {
-    deliver(home_or_retired(device));
+    deliver(endpoint_or_retired(device));
   };
   events.hello = [to](const relay::Hello& hello) {
     to(hello.device(), [&](EndpointHome& home) { home.on_relay_hello(hello); });
@@ -155,11 +197,11 @@ SessionEvents HostAgent::session_events() {
   events.registered = [this] { on_registered(); };
   events.deadline = [this](const lease::DeviceToken& lease, std::uint64_t deadline_ns) {
     if (lease::is_lock(lease.first)) return locks_.set_deadline(lease, deadline_ns);
-    if (EndpointHome* home = home_of(lease.first)) home->set_deadline(lease.second, deadline_ns);
+    if (DeviceHome* home = home_of(lease.first)) home->set_deadline(lease.second, deadline_ns);
   };
   events.fence = [this](const lease::DeviceToken& lease) {
     if (lease::is_lock(lease.first)) return locks_.fence(lease);
-    if (EndpointHome* home = home_of(lease.first)) home->fence(lease.second);
+    if (DeviceHome* home = home_of(lease.first)) home->fence(lease.second);
   };
   return events;
 }
@@ -186,42 +228,14 @@ void HostAgent::on_registered() {
   for (const DeviceConfig& device : config_.devices) {
     if (!devices_.contains(device.name)) unreported_.insert(device.name);
   }
-  for (const auto& [name, home] : homes_) home->report();
-  for (const DeviceConfig& device : config_.devices) {
-    if (device.usb) report_usb(device);
-  }
+  for (const auto& [name, home] : endpoints_) home->report();
+  for (const auto& [name, home] : usb_homes_) home->report();
   for (const auto& [name, device] : devices_) forget_if_over(device);
   tell_ready();
 }
 
 void HostAgent::on_usb(const std::string& device, const UsbSighting& sighting) {
-  usb_[device] = sighting;
-  if (!session_.registered()) return;  // on_registered() reports all
-  for (const DeviceConfig& configured : config_.devices) {
-    if (configured.name == device) report_usb(configured);
-  }
-}
-
-// Devices with a usb= rule: this version keeps them from guests, and says where they are, but does not lease them yet.
-// So they are reported as not present: what is present may be granted.
-void HostAgent::report_usb(const DeviceConfig& device) {
-  const auto seen = usb_.find(device.name);
-  const std::string where = seen == usb_.end() ? "the bus has not been looked at yet" : seen->second.detail;
-  command::Command command;
-  command::ReportDevice& c = *command.mutable_report_device();
-  c.set_device(device.name);
-  c.mutable_presence()->mutable_instance()->set_host_id(self().id());
-  c.mutable_presence()->mutable_instance()->set_boot_id(self().boot_id());
-  c.mutable_presence()->set_detail((where + "; devices on the host's own bus cannot be leased yet").substr(0, 512));
-  c.mutable_presence()->mutable_identity()->set_kind(record::DEVICE_KIND_USB);
-  c.mutable_presence()->mutable_identity()->set_vendor(device.usb->vendor);
-  c.mutable_presence()->mutable_identity()->set_product(device.usb->product);
-  c.mutable_presence()->mutable_identity()->set_serial(device.usb->serial);
-  // Repeated at the next registration.
-  link_.submit(std::move(command),
-               [this, alive = std::weak_ptr(alive_), name = device.name](const command::Reply& /*reply*/) {
-                 if (!alive.expired()) on_reported(name);
-               });
+  if (const auto home = usb_homes_.find(device); home != usb_homes_.end()) home->second->on_sighting(sighting);
 }
 
 // What the configuration does not name any more. While it is leased, the coordinator has it fenced first; then its
@@ -315,9 +329,11 @@ void HostAgent::on_device(const record::Device& device) {
   if (device.has_lease()) starts_.adopt(device.lease().start(), device.lease().guest_name(), false);
   sync_sockets(device);
   const bool leased_from_here = device.has_lease() && device.lease().instance().host_id() == self().id();
-  EndpointHome* home =
+  DeviceHome* home =
       leased_from_here && !names(device.name()) ? &home_or_retired(device.name()) : home_of(device.name());
   if (home != nullptr) home->on_record(device);
+  keep_for_start(device);
+  ask_again(device);
   attachments_.on_record(device);
   forget_if_over(device);
   tell_free_waiters(device);
@@ -336,7 +352,8 @@ void HostAgent::tell_free_waiters(const record::Device& device) {
 void HostAgent::sync_sockets(const record::Device& device) {
   const record::Lease* lease = device.has_lease() ? &device.lease() : nullptr;
   const bool wanted = lease != nullptr && lease->phase() != record::PHASE_FENCING &&
-                      lease->start().host_id() == self().id() && !is_bare(lease->start());
+                      lease->start().host_id() == self().id() && !is_bare(lease->start()) &&
+                      !usb_homes_.contains(device.name());
   const auto open = sockets_of_.find(device.name());
   if (open != sockets_of_.end() && (!wanted || open->second.first != lease->start().guest_uuid())) {
     sockets_.close(open->second.first, open->second.second);
@@ -402,11 +419,122 @@ void HostAgent::adopt_requests(const peer::HostView& view) {
 }
 
 void HostAgent::on_stream(GuestStream stream) {
-  EndpointHome* home = home_of(stream.device);
-  if (home == nullptr) return;  // closes it
+  const auto home = endpoints_.find(stream.device);
+  if (home == endpoints_.end()) return;  // closes it
   auto process = GuestProcess::open(stream.process.pid());
   if (process) starts_.seen(stream.guest_uuid, std::move(*process));
-  home->on_stream(std::move(stream));
+  home->second->on_stream(std::move(stream));
+}
+
+// --- Devices on this host's own bus --------------------------------------------------------------------------
+
+bool HostAgent::open_usb(const std::string& device, const record::Lease& lease, const GuestStart& start,
+                         std::function<void(Result<UsbAddress>)> opened) {
+  const auto home = usb_homes_.find(device);
+  if (home == usb_homes_.end()) return false;
+  const UsbHolder holder{start.process->pid(), start.process->start_ticks()};
+  home->second->open_for(lease.token(), holder, [opened = std::move(opened)](const Result<UsbPlace>& place) {
+    if (!place) return opened(tl::unexpected(place.error()));
+    opened(UsbAddress{place->bus, place->device});
+  });
+  return true;
+}
+
+// A <hostdev> in the guest's own XML is opened by QEMU as soon as it runs, before libvirt says so. So the device is
+// bound as soon as it is granted, for this process alone, and its QEMU takes its place the moment that it exists.
+void HostAgent::keep_for_start(const record::Device& device) {
+  const record::Lease* lease = device.has_lease() ? &device.lease() : nullptr;
+  const bool wanted = lease != nullptr && usb_homes_.contains(device.name()) && is_opened_by_xml(*lease);
+  if (!wanted) {
+    kept_.erase(device.name());
+    return;
+  }
+  if (std::exchange(kept_[device.name()], lease->token()) == lease->token()) return;
+  const GuestStart* start = starts_.find(lease->start());
+  if (start != nullptr && start->process) return hand_to_process(*start);
+  usb_homes_.at(device.name())->open_for(lease->token(), this_process(), [](const Result<UsbPlace>& /*logged*/) {});
+}
+
+bool HostAgent::is_opened_by_xml(const record::Lease& lease) const {
+  return !lease.attach() && lease.phase() != record::PHASE_FENCING && lease.start().host_id() == self().id() &&
+         !is_bare(lease.start());
+}
+
+// libvirt is about to start its QEMU: all that its XML names must be open by then.
+void HostAgent::before_start(const record::Start& start, const std::function<void(Result<void>)>& ready) {
+  auto left = std::make_shared<std::size_t>(1);
+  const auto opened = [left, ready](const Result<UsbPlace>& place) {
+    if (*left == 0) return;
+    if (!place) *left = 1;  // the first that fails is the answer
+    if (--*left == 0) ready(place ? Result<void>() : Result<void>(tl::unexpected(place.error())));
+  };
+  for (const auto& [name, home] : usb_homes_) {
+    const auto device = devices_.find(name);
+    if (device == devices_.end() || !device->second.has_lease()) continue;
+    const record::Lease& lease = device->second.lease();
+    if (lease.start().nonce() != start.nonce() || !is_opened_by_xml(lease)) continue;
+    ++*left;
+    home->open_for(lease.token(), this_process(), opened);
+  }
+  if (*left > 1) starts_.expect_process(start);
+  opened(UsbPlace());
+}
+
+void HostAgent::hand_to_process(const GuestStart& start) {
+  const UsbHolder holder{start.process->pid(), start.process->start_ticks()};
+  for (const auto& [name, home] : usb_homes_) {
+    const auto device = devices_.find(name);
+    if (device == devices_.end() || !device->second.has_lease()) continue;
+    const record::Lease& lease = device->second.lease();
+    if (lease.start().nonce() != start.start.nonce() || !is_opened_by_xml(lease)) continue;
+    home->open_for(lease.token(), holder, [name = name](const Result<UsbPlace>& opened) {
+      if (!opened)
+        log::warning("the guest's QEMU may not open its device", {{"DEVICE", name}, {"ERROR", opened.error().message}});
+    });
+  }
+}
+
+bool HostAgent::usb_in_use(const std::string& device) const {
+  const auto found = devices_.find(device);
+  if (found == devices_.end() || !found->second.has_lease()) return false;
+  const record::Lease& lease = found->second.lease();
+  const GuestStart* start = starts_.find(lease.start());
+  if (start == nullptr || (start->process && !start->process->alive())) return false;  // it has ended
+  return lease.attach() ? attachments_.may_have(device) : start->process.has_value();
+}
+
+void HostAgent::destroy_holder(const record::Lease& lease) {
+  hypervisor_.destroy(lease.start().guest_uuid(), [name = lease.guest_name()](const Result<void>& destroyed) {
+    if (!destroyed) log::error("cannot destroy a guest", {{"GUEST", name}, {"ERROR", destroyed.error().message}});
+  });
+}
+
+// Its guest gets it back when it is plugged in again, before all others, as a new lease: asked for when the old one is
+// over, or it would be the answer.
+void HostAgent::ask_again(const record::Device& device) {
+  const auto unplugged = unplugged_.find(device.name());
+  if (unplugged == unplugged_.end() || (device.has_lease() && device.lease().token() == unplugged->second.token()))
+    return;
+  const record::Lease lease = unplugged->second;
+  unplugged_.erase(unplugged);
+  const std::uint64_t now_s = wall_clock_unix_s();
+  if (lease.start().host_id() != self().id() || is_bare(lease.start())) return;
+  if (lease.until_unix_s() != 0 && lease.until_unix_s() <= now_s) return;
+  command::Acquire again;
+  again.set_request_id("replug-" + std::to_string(lease.token()) + "-" + device.name().substr(0, 32));
+  *again.mutable_start() = lease.start();
+  again.set_guest_name(lease.guest_name());
+  again.add_devices(device.name());
+  again.add_attach_devices(device.name());
+  again.set_priority(kReplugPriority);
+  again.set_duration_s(lease.until_unix_s() == 0 ? 0 : lease.until_unix_s() - now_s);
+  again.set_wait_ms(kReplugWaitMs);
+  again.set_principal(lease.principal());
+  acquisitions_.acquire(again, nullptr, [device = device.name()](const command::Reply& reply) {
+    if (reply.status().code() == command::CODE_OK) return;
+    log::info("its guest does not wait for the device any more",
+              {{"DEVICE", device}, {"ERROR", reply.status().message()}});
+  });
 }
 
 // --- What people want ----------------------------------------------------------------------------------------

@@ -27,13 +27,17 @@
 #include "daemon/host/session.h"
 #include "daemon/host/starts.h"
 #include "daemon/host/usb_bus.h"
+#include "daemon/host/usb_gate.h"
+#include "daemon/host/usb_home.h"
 
 namespace usblease::host {
 
 class HostAgent {
  public:
+  // `gate` outlives it; null: this host's own bus is not served, and the configuration names no device on it.
   HostAgent(const Config& config, const record::Host& self, cluster::CoordinatorLink& link, Hypervisor& hypervisor,
-            HomeFile& home_file, const RelayOptions& relays, std::string module_state = kModuleStateDir);
+            HomeFile& home_file, const RelayOptions& relays, UsbGate* gate = nullptr,
+            std::string module_state = kModuleStateDir);
 
   // Adopts the relays of an earlier daemon first, so that nothing is taken for lost that lives.
   void start();
@@ -104,13 +108,22 @@ class HostAgent {
   void adopt_requests(const peer::HostView& view);
   void on_stream(GuestStream stream);
   void on_registered();
-  void report_usb(const DeviceConfig& device);
   void forget_if_over(const record::Device& device);
   void on_reported(const std::string& device);
   void tell_ready();
-  EndpointHome* home_of(const std::string& device);
+  DeviceHome* home_of(const std::string& device);
   // Also of what the configuration does not name: somebody must fence it.
-  EndpointHome& home_or_retired(const std::string& device);
+  DeviceHome& home_or_retired(const std::string& device);
+  EndpointHome& endpoint_or_retired(const std::string& device);
+  bool open_usb(const std::string& device, const record::Lease& lease, const GuestStart& start,
+                std::function<void(Result<UsbAddress>)> opened);
+  void hand_to_process(const GuestStart& start);
+  void keep_for_start(const record::Device& device);
+  [[nodiscard]] bool is_opened_by_xml(const record::Lease& lease) const;
+  void before_start(const record::Start& start, const std::function<void(Result<void>)>& ready);
+  [[nodiscard]] bool usb_in_use(const std::string& device) const;
+  void destroy_holder(const record::Lease& lease);
+  void ask_again(const record::Device& device);
   [[nodiscard]] bool names(const std::string& device) const;
   RelayEvents relay_events();
   SessionEvents session_events();
@@ -129,9 +142,13 @@ class HostAgent {
   Locks locks_;
   HookCalls hook_calls_;
   HomeContext home_context_;
-  std::map<std::string, std::unique_ptr<EndpointHome>> homes_;
-  std::map<std::string, UsbSighting> usb_;                                 // as last seen
-  std::map<std::string, record::Device> devices_;                          // as last pushed
+  UsbGate* gate_;
+  UsbHooks usb_hooks_;
+  std::map<std::string, std::unique_ptr<EndpointHome>> endpoints_;  // by device; it has one home here, of a kind
+  std::map<std::string, std::unique_ptr<UsbHome>> usb_homes_;
+  std::map<std::string, record::Lease> unplugged_;  // leases that stood when it went, by device
+  std::map<std::string, std::uint64_t> kept_;       // device → token that is open for its start
+  std::map<std::string, record::Device> devices_;   // as last pushed
   std::map<std::string, std::pair<std::string, std::string>> sockets_of_;  // leased device → guest UUID, device
   std::map<std::string, record::Request> reserved_;                        // reservations, by request id
   struct FreeWaiter {

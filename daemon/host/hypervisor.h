@@ -28,6 +28,12 @@ struct Guest {
   std::vector<std::string> attached;  // device names found in aliases ua-usblease-NAME
 };
 
+// A device on the host's own bus, as it is numbered there now.
+struct UsbAddress {
+  std::uint32_t bus = 0;
+  std::uint32_t device = 0;
+};
+
 struct HypervisorEvents {
   // The connection came up (first or again): all guests, running or not. Whoever is not in it does not run.
   std::function<void(std::vector<Guest>)> connected;
@@ -57,6 +63,10 @@ class Hypervisor {
   // Hot-plugs a usbredir device whose stream is the Unix socket at `socket_path`, alias ua-usblease-DEVICE.
   virtual void attach_endpoint(std::string guest_uuid, std::string device, std::string socket_path,
                                Done<void> done) = 0;
+  // Hot-plugs a device of this host's bus by <hostdev>, alias ua-usblease-DEVICE. The host's driver is ours to bind.
+  virtual void attach_usb(std::string guest_uuid, std::string device, UsbAddress address, Done<void> done) = 0;
+  // Ends the guest at once, as pulling its plug; one that does not run is success.
+  virtual void destroy(std::string guest_uuid, Done<void> done) = 0;
   // Removes the device with that alias; a device or guest that is not there is success.
   virtual void detach(std::string guest_uuid, std::string device, Done<void> done) = 0;
 

@@ -60,6 +60,8 @@ class LibvirtHypervisor final : public Hypervisor {
   void find_guest(std::string name_or_uuid, Done<Guest> done) override;
   void list_guests(Done<std::vector<Guest>> done) override;
   void attach_endpoint(std::string guest_uuid, std::string device, std::string socket_path, Done<void> done) override;
+  void attach_usb(std::string guest_uuid, std::string device, UsbAddress address, Done<void> done) override;
+  void destroy(std::string guest_uuid, Done<void> done) override;
   void detach(std::string guest_uuid, std::string device, Done<void> done) override;
   void assign(std::string guest, Assignment assignment, bool remove, Done<bool> done) override;
   [[nodiscard]] bool is_connected() const override { return connected_; }
@@ -263,6 +265,19 @@ void LibvirtHypervisor::attach_endpoint(std::string guest_uuid, std::string devi
       std::move(done));
 }
 
+void LibvirtHypervisor::attach_usb(std::string guest_uuid, std::string device, UsbAddress address, Done<void> done) {
+  call<void>(
+      Lane::kChange, guest_uuid, "cannot attach " + device + " to guest " + guest_uuid,
+      [=](LibvirtSession& session) { return session.attach_usb(guest_uuid, device, address); }, std::move(done));
+}
+
+// Not behind other calls on the guest: one of them may be what hangs.
+void LibvirtHypervisor::destroy(std::string guest_uuid, Done<void> done) {
+  call<void>(
+      Lane::kChange, "destroy " + guest_uuid, "cannot destroy guest " + guest_uuid,
+      [=](LibvirtSession& session) { return session.destroy(guest_uuid); }, std::move(done));
+}
+
 void LibvirtHypervisor::detach(std::string guest_uuid, std::string device, Done<void> done) {
   call<void>(
       Lane::kChange, guest_uuid, "cannot detach " + device + " from guest " + guest_uuid,
@@ -286,6 +301,11 @@ class NoHypervisor final : public Hypervisor {
                        Done<void> done) override {
     refuse(std::move(done));
   }
+  void attach_usb(std::string /*guest_uuid*/, std::string /*device*/, UsbAddress /*address*/,
+                  Done<void> done) override {
+    refuse(std::move(done));
+  }
+  void destroy(std::string /*guest_uuid*/, Done<void> done) override { refuse(std::move(done)); }
   void detach(std::string /*guest_uuid*/, std::string /*device*/, Done<void> done) override { refuse(std::move(done)); }
   void assign(std::string /*guest*/, Assignment /*assignment*/, bool /*remove*/, Done<bool> done) override {
     refuse(std::move(done));

@@ -258,6 +258,14 @@ Result<std::vector<Guest>> LibvirtSession::list_guests() {
 
 Result<void> LibvirtSession::attach_endpoint(const std::string& uuid, const std::string& device,
                                              const std::string& socket_path) {
+  return attach(uuid, device, redirdev_xml(device, socket_path));
+}
+
+Result<void> LibvirtSession::attach_usb(const std::string& uuid, const std::string& device, UsbAddress address) {
+  return attach(uuid, device, hostdev_xml(device, address.bus, address.device));
+}
+
+Result<void> LibvirtSession::attach(const std::string& uuid, const std::string& device, const std::string& xml) {
   if (!is_device_name(device)) return bad_device(device);
   const auto domain = look_up(uuid);
   if (!domain) return tl::unexpected(domain.error());
@@ -265,9 +273,16 @@ Result<void> LibvirtSession::attach_endpoint(const std::string& uuid, const std:
   if (virDomainIsActive(domain->get()) == 0) {
     return fail(ErrorCode::kRefused, "guest " + name + " does not run; start it, or use usblease assign");
   }
-  const std::string xml = redirdev_xml(device, socket_path);
   if (virDomainAttachDeviceFlags(domain->get(), xml.c_str(), VIR_DOMAIN_AFFECT_LIVE) == 0) return {};
   return tl::unexpected(error("cannot attach " + device + " to guest " + name));
+}
+
+Result<void> LibvirtSession::destroy(const std::string& uuid) {
+  const auto domain = look_up(uuid);
+  if (!domain && domain.error().code == ErrorCode::kNotFound) return {};
+  if (!domain) return tl::unexpected(domain.error());
+  if (virDomainIsActive(domain->get()) == 0 || virDomainDestroy(domain->get()) == 0) return {};
+  return tl::unexpected(error("cannot destroy guest " + name_of(domain->get())));
 }
 
 bool LibvirtSession::has_device(virDomainPtr domain, const std::string& device) {

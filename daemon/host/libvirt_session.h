@@ -58,6 +58,8 @@ class LibvirtSession {
   Result<Guest> find_guest(const std::string& name_or_uuid);
   Result<std::vector<Guest>> list_guests();
   Result<void> attach_endpoint(const std::string& uuid, const std::string& device, const std::string& socket_path);
+  Result<void> attach_usb(const std::string& uuid, const std::string& device, UsbAddress address);
+  Result<void> destroy(const std::string& uuid);
   Result<void> detach(const std::string& uuid, const std::string& device);
   Result<bool> assign(const std::string& guest, const Assignment& assignment, bool remove);
 
@@ -75,6 +77,7 @@ class LibvirtSession {
   Error error(const std::string& what);  // of the last call of this thread
   Result<DomainPtr> look_up(const std::string& name_or_uuid);
   Guest describe_guest(virDomainPtr domain);
+  Result<void> attach(const std::string& uuid, const std::string& device, const std::string& xml);
   bool has_device(virDomainPtr domain, const std::string& device);
   bool wait_until_gone(virDomainPtr domain, const std::string& device, std::chrono::milliseconds bound);
   Result<std::vector<Assignment>> read_assignments(virDomainPtr domain, unsigned int target);

@@ -12,6 +12,8 @@ namespace {
 constexpr const char* kModuleRunDir = "/run/usblease";  // USB_LEASE_DIR of plugin/qemu/lease.h
 constexpr const char* kHookPath = "/etc/libvirt/hooks/qemu.d/50-usblease";
 
+constexpr const char* kUnbindPath = "/sys/bus/usb/drivers/usb/unbind";
+
 bool is_executable(const std::string& path) { return access(path.c_str(), X_OK) == 0; }
 
 // Empty: guests that start now have it.
@@ -46,8 +48,10 @@ std::vector<api::RungReport> report_rungs(const Config& config, const RungFacts&
   auto kernel = fence::check_support();
   if (kernel) kernel = fence::check_loaded();
   add(record::RUNG_KERNEL, kernel.has_value(), kernel ? fence::kPinRoot : kernel.error().message);
-  add(record::RUNG_UNBIND, false, "the host's own USB bus is not served");
-  add(record::RUNG_DESTROY, false, facts.libvirt_connected ? "not used" : "libvirt is away");
+  const bool unbind = access(kUnbindPath, W_OK) == 0;
+  add(record::RUNG_UNBIND, unbind, unbind ? kUnbindPath : std::string(kUnbindPath) + " cannot be written");
+  add(record::RUNG_DESTROY, facts.libvirt_connected,
+      facts.libvirt_connected ? "of a guest whose device on the bus cannot be taken away" : "libvirt is away");
   add(record::RUNG_WATCHDOG, false, "not configured");
   return out;
 }

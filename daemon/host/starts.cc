@@ -12,6 +12,7 @@ namespace {
 
 // From prepare to a QEMU process. Slow storage can make libvirt wait; a start without a process holds leases.
 constexpr std::uint64_t kPrepareMaxNs = 120ULL * 1'000'000'000;
+constexpr std::uint64_t kLookEveryNs = 2'000'000;
 constexpr std::size_t kEarlyEndsMax = 1024;
 
 bool process_lives(int pid, std::uint64_t start_ticks) {
@@ -22,8 +23,11 @@ bool process_lives(int pid, std::uint64_t start_ticks) {
 }  // namespace
 
 Starts::Starts(Options options, std::function<void(const record::Start&)> ended,
-               std::function<void(const GuestStart&)> running)
-    : options_(std::move(options)), ended_(std::move(ended)), running_(std::move(running)) {}
+               std::function<void(const GuestStart&)> running, std::function<void(const GuestStart&)> process)
+    : options_(std::move(options)),
+      ended_(std::move(ended)),
+      running_(std::move(running)),
+      process_(std::move(process)) {}
 
 std::string Starts::new_nonce() const { return random_hex(8); }
 
@@ -76,6 +80,17 @@ void Starts::started(const api::HookCall& call) {
     look_for_process(start);
     if (start.process) set_running(start);
   }
+}
+
+// QEMU opens its devices some tens of milliseconds after it was executed.
+void Starts::expect_process(const record::Start& start) { look_soon(start.nonce(), boottime_now_ns() + kPrepareMaxNs); }
+
+void Starts::look_soon(const std::string& nonce, std::uint64_t give_up_ns) {
+  const auto found = starts_.find(nonce);
+  if (found == starts_.end() || found->second.process) return;
+  look_for_process(found->second);
+  if (found->second.process || boottime_now_ns() >= give_up_ns) return;
+  found->second.look = run_after(kLookEveryNs, [this, nonce, give_up_ns] { look_soon(nonce, give_up_ns); });
 }
 
 // A call can be about a start only if it began after the start's own prepare, comes from the libvirtd that prepared it
@@ -189,9 +204,12 @@ void Starts::set_process(GuestStart& start, GuestProcess process) {
       if (starts_.contains(nonce)) end(nonce, "its QEMU ended");
     });
   });
-  if (!watch)
-    return log::error("cannot watch a guest's QEMU", {{"GUEST", start.guest_name}, {"ERROR", watch.error().message}});
-  start.exit_watch = std::move(*watch);
+  if (watch) {
+    start.exit_watch = std::move(*watch);
+  } else {
+    log::error("cannot watch a guest's QEMU", {{"GUEST", start.guest_name}, {"ERROR", watch.error().message}});
+  }
+  if (process_) process_(start);
 }
 
 void Starts::set_running(GuestStart& start) {

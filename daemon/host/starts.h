@@ -27,6 +27,7 @@ struct GuestStart {
   ExitWatch exit_watch;
   bool reservation = false;       // made by the hook's migrate, not prepared yet
   bool declared_started = false;  // libvirt's `started` hook came, or libvirt lists it as running
+  SourceHandle look;              // for a process that is about to be there
   SourceHandle check;             // a start that never gets a process is ended after kPrepareMax
   [[nodiscard]] bool running() const { return process.has_value() && declared_started; }
 };
@@ -42,9 +43,10 @@ class Starts {
     std::string boot_id;
     std::string libvirt_run_dir;
   };
-  // `ended` is called after the start was removed; `running` when it first runs.
+  // `ended` is called after the start was removed; `running` when it first runs; `process` when its QEMU is known,
+  // which may be before that.
   Starts(Options options, std::function<void(const record::Start&)> ended,
-         std::function<void(const GuestStart&)> running);
+         std::function<void(const GuestStart&)> running, std::function<void(const GuestStart&)> process = nullptr);
 
   // From the hook's prepare or migrate. Earlier starts of the guest that cannot be running any more are ended.
   const GuestStart& prepare(const api::HookCall& call);
@@ -52,6 +54,9 @@ class Starts {
   const GuestStart* claim_reservation(const api::HookCall& call);
   // From the hook's started: its QEMU can be found now.
   void started(const api::HookCall& call);
+  // From the hook's start: its QEMU is looked for from now on, until it is there, rather than when libvirt has started
+  // it.
+  void expect_process(const record::Start& start);
   // From the hook's stopped and release: ends those starts that this call can be about, and no other.
   void stopped(const api::HookCall& call);
   // A running guest that no hook announced: `usblease attach`.
@@ -80,6 +85,7 @@ class Starts {
   void set_process(GuestStart& start, GuestProcess process);
   void set_running(GuestStart& start);
   void look_for_process(GuestStart& start);
+  void look_soon(const std::string& nonce, std::uint64_t give_up_ns);
   void end(const std::string& nonce, const std::string& why);
   bool can_be_about(const GuestStart& start, const api::HookCall& call) const;
   std::vector<std::string> nonces_of(const std::string& guest_uuid) const;
@@ -87,6 +93,7 @@ class Starts {
   Options options_;
   std::function<void(const record::Start&)> ended_;
   std::function<void(const GuestStart&)> running_;
+  std::function<void(const GuestStart&)> process_;
   std::map<std::string, GuestStart> starts_;  // by nonce
   bool all_adopted_ = false;
   std::vector<api::HookCall> early_ends_;  // stopped and release, before all_adopted()

@@ -44,7 +44,7 @@ std::string objection(const record::Device& device, const std::string& guest_nam
 
 // Which rungs can hold a device of this kind at all.
 bool applies(record::Rung rung, record::DeviceKind kind) {
-  const bool on_usb = rung == record::RUNG_KERNEL || rung == record::RUNG_UNBIND;
+  const bool on_usb = rung == record::RUNG_KERNEL || rung == record::RUNG_UNBIND || rung == record::RUNG_DESTROY;
   const bool on_stream = rung == record::RUNG_RELAY;
   if (kind == record::DEVICE_KIND_ENDPOINT) return !on_usb;
   return !on_stream;
@@ -58,6 +58,13 @@ bool has_rung(const record::Host& home, record::DeviceKind kind, record::Rung le
 
 bool meets_policy(const State& state, const record::Device& device, const record::Presence& home) {
   return has_rung(state.hosts.at(home.instance().host_id()), home.identity().kind(), device.policy().min_rung());
+}
+
+// A device on its home's own bus reaches only the guests of that host. Nowhere or in conflict: nobody can tell yet.
+bool in_reach(const State& state, const record::Device& device, const record::Start& start) {
+  const auto homes = claims(state, device);
+  return homes.size() != 1 || homes.front()->identity().kind() != record::DEVICE_KIND_USB ||
+         homes.front()->instance().host_id() == start.host_id();
 }
 
 // Free at a home that has not said its floors to this coordinator: a moment after an election. Never a lock.
@@ -242,6 +249,12 @@ bool Step::refuse_now(const command::Acquire& c) {
     const std::string against = objection(*device, c.guest_name(), c.start().guest_uuid(), c.duration_s());
     if (!against.empty()) return refused(command::CODE_REFUSED, against);
     const auto homes = claims(state_, *device);
+    if (!in_reach(state_, *device, c.start())) {
+      return refused(command::CODE_REFUSED,
+                     name + " is plugged into the USB bus of " + homes.front()->instance().host_id() + ", and guest " +
+                         c.guest_name() + " runs on " + c.start().host_id() +
+                         ": migrate the guest there, or plug the device in here, or offer it over usbredir");
+    }
     if (homes.size() == 1 && !meets_policy(state_, *device, *homes.front())) {
       return refused(command::CODE_REFUSED, "the policy of " + name + " demands a stronger fence than its home " +
                                                 homes.front()->instance().host_id() +
@@ -371,7 +384,7 @@ void Step::drop_requests_against_policy(const record::Device& device) {
 // Strict order: a request that only waits for others to end their leases blocks every later one that names one of its
 // devices, even one that is free. So a request for a set cannot be starved by requests for its parts, and two sets
 // cannot deadlock: nothing is taken before all of it can be. A request for a device that nobody could be granted now
-// (absent, in conflict, its home too weak) may wait for ever, and blocks nobody.
+// (absent, in conflict, out of reach, its home too weak) may wait for ever, and blocks nobody.
 void Step::grant_waiting() {
   if (!state_.meta.behind().empty()) return;
   std::set<std::string> blocked;
@@ -381,9 +394,10 @@ void Step::grant_waiting() {
     for (const auto& name : request->devices()) {
       const record::Device& device = state_.devices.at(name);
       if (held_by(device, request->start())) continue;
-      const bool free = grantable(state_, device);
+      const bool ours = in_reach(state_, device, request->start());
+      const bool free = ours && grantable(state_, device);
       now = now && free && !blocked.contains(name);
-      reachable = reachable && (free || device.has_lease() || awaits_home(state_, device));
+      reachable = reachable && ours && (free || device.has_lease() || awaits_home(state_, device));
     }
     if (now) {
       grant(record::Request(*request));

@@ -16,9 +16,6 @@
 namespace usblease::fence {
 namespace {
 
-constexpr std::uint32_t kBusMax = 511;  // 18 bits of minor numbers would allow more; no machine has them
-constexpr std::uint32_t kDevicesPerBus = 128;
-
 // Held while something is read, decided and written.
 class Lock {
  public:
@@ -80,17 +77,6 @@ Result<void> take_out(const UniqueFd& map, DeviceNumber device) {
 }
 
 }  // namespace
-
-Result<DeviceNumber> device_number(std::uint32_t bus, std::uint32_t device) {
-  if (bus < 1 || bus > kBusMax || device < 1 || device >= kDevicesPerBus) {
-    return fail(ErrorCode::kBadInput, "a USB device has a bus from 1 to 511 and a number from 1 to 127 there");
-  }
-  return (USBLEASE_USB_DEVICE_MAJOR << 20U) | ((bus - 1) * kDevicesPerBus + device - 1);
-}
-
-std::string to_text(DeviceNumber device) {
-  return std::to_string(device >> 20U) + ":" + std::to_string(device & 0xFFFFFU);
-}
 
 Result<KernelFence> KernelFence::open(const std::string& root) {
   UniqueFd directory(::open(version_directory(root).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));

@@ -15,19 +15,13 @@
 
 #include "common/error.h"
 #include "common/fd.h"
+#include "plugin/bpf/device_number.h"
 #include "plugin/bpf/holder.h"
 #include "plugin/bpf/support.h"
 
 struct usblease_fence_entry;
 
 namespace usblease::fence {
-
-// A usbfs node's number, as the kernel holds it: major << 20 | minor.
-using DeviceNumber = std::uint32_t;
-// The number of "/dev/bus/usb/BUS/DEVICE" by its bus and device, whether or not it is plugged in. kBadInput.
-Result<DeviceNumber> device_number(std::uint32_t bus, std::uint32_t device);
-// "189:5".
-std::string to_text(DeviceNumber device);
 
 struct Grant {
   std::uint64_t token = 0;

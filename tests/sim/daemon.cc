@@ -70,6 +70,16 @@ void SimHypervisor::attach_endpoint(std::string guest_uuid, std::string device, 
   });
 }
 
+// Simulated hosts have no bus of their own.
+void SimHypervisor::attach_usb(std::string /*guest_uuid*/, std::string /*device*/, host::UsbAddress /*address*/,
+                               Done<void> done) {
+  later([done = std::move(done)] { done(fail(ErrorCode::kInternal, "there is no bus here")); });
+}
+
+void SimHypervisor::destroy(std::string /*guest_uuid*/, Done<void> done) {
+  later([done = std::move(done)] { done(fail(ErrorCode::kInternal, "nobody needs it here")); });
+}
+
 void SimHypervisor::detach(std::string guest_uuid, std::string device, Done<void> done) {
   later([this, guest_uuid = std::move(guest_uuid), device = std::move(device), done = std::move(done)] {
     Guest* guest = world_.guest_by_uuid(guest_uuid);

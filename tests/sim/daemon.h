@@ -21,6 +21,8 @@ class SimHypervisor final : public host::Hypervisor {
   void find_guest(std::string name_or_uuid, Done<host::Guest> done) override;
   void list_guests(Done<std::vector<host::Guest>> done) override;
   void attach_endpoint(std::string guest_uuid, std::string device, std::string socket_path, Done<void> done) override;
+  void attach_usb(std::string guest_uuid, std::string device, host::UsbAddress address, Done<void> done) override;
+  void destroy(std::string guest_uuid, Done<void> done) override;
   void detach(std::string guest_uuid, std::string device, Done<void> done) override;
   void assign(std::string guest, Assignment assignment, bool remove, Done<bool> done) override;
   [[nodiscard]] bool is_connected() const override { return true; }

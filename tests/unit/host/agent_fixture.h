@@ -24,6 +24,7 @@ class FakeCoordinator : public cluster::CoordinatorLink {
  public:
   lease::Core core{lease::make_state("test")};
   bool away = false;
+  bool silent = false;                      // renewals are not answered
   std::vector<command::Command> submitted;  // also those that were answered with UNAVAILABLE
 
   void connect(host::HostAgent* agent) {
@@ -69,6 +70,7 @@ class FakeCoordinator : public cluster::CoordinatorLink {
   }
 
   void renew(peer::Renewal renewal, std::function<void(peer::RenewalAnswer)> answer) override {
+    if (silent) return;
     post([this, renewal, answer = std::move(answer)] {
       peer::RenewalAnswer out;
       out.set_seq(renewal.seq());
@@ -126,7 +128,10 @@ class FakeHypervisor : public host::Hypervisor {
   host::HypervisorEvents events;
   std::vector<Done<host::Guest>> finding;
   std::vector<Done<void>> attaching;
-  std::vector<std::string> detached;  // devices
+  std::vector<std::string> detached;   // devices
+  std::vector<std::string> destroyed;  // guests
+  std::vector<host::UsbAddress> usb_attached;
+  bool hangs = false;  // detaching does not end
 
   void start(host::HypervisorEvents wanted) override { events = std::move(wanted); }
   void find_guest(std::string /*guest*/, Done<host::Guest> done) override { finding.push_back(std::move(done)); }
@@ -134,8 +139,17 @@ class FakeHypervisor : public host::Hypervisor {
   void attach_endpoint(std::string /*guest*/, std::string /*device*/, std::string /*path*/, Done<void> done) override {
     attaching.push_back(std::move(done));
   }
+  void attach_usb(std::string /*guest*/, std::string /*device*/, host::UsbAddress address, Done<void> done) override {
+    usb_attached.push_back(address);
+    attaching.push_back(std::move(done));
+  }
+  void destroy(std::string guest, Done<void> done) override {
+    destroyed.push_back(guest);
+    post([done = std::move(done)] { done({}); });
+  }
   void detach(std::string /*guest*/, std::string device, Done<void> done) override {
     detached.push_back(device);
+    if (hangs) return;
     post([done = std::move(done)] { done({}); });
   }
   void assign(std::string /*guest*/, Assignment /*assignment*/, bool /*remove*/, Done<bool> done) override {
@@ -158,8 +172,10 @@ inline host::Guest running_guest(int domain_id = 5) {
 class AgentFixture {
  public:
   // `devices`: as in the configuration.
-  explicit AgentFixture(std::vector<DeviceConfig> devices = {}, std::vector<record::Rung> has = {})
-      : rungs(std::move(has)) {
+  // `usb`: of whoever has devices on the bus.
+  explicit AgentFixture(std::vector<DeviceConfig> devices = {}, std::vector<record::Rung> has = {},
+                        host::UsbGate* usb = nullptr)
+      : rungs(std::move(has)), gate(usb) {
     config_.host_id = "here";
     config_.run_dir = directory.path("run");
     config_.libvirt_run_dir = directory.path("libvirt");
@@ -188,7 +204,7 @@ class AgentFixture {
 #ifdef USBLEASE_RELAY
     relays.relay_path = USBLEASE_RELAY;
 #endif
-    agent = std::make_unique<host::HostAgent>(config_, self, coordinator, *hypervisor, *home_file, relays,
+    agent = std::make_unique<host::HostAgent>(config_, self, coordinator, *hypervisor, *home_file, relays, gate,
                                               directory.path("module"));
   }
 
@@ -236,6 +252,7 @@ class AgentFixture {
 
   TemporaryDirectory directory;
   const std::vector<record::Rung> rungs;
+  host::UsbGate* const gate;
   FakeCoordinator coordinator;
   std::unique_ptr<host::HomeFile> home_file;
   std::unique_ptr<FakeHypervisor> hypervisor;

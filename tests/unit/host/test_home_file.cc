@@ -149,8 +149,8 @@ START_TEST(instances_grow) {
     const auto home = open_home(directory);
     Answer<std::uint64_t> one;
     Answer<std::uint64_t> two;
-    home->next_instance("dongle", kBoot, one.done());
-    home->next_instance("hsm", kBoot, two.done());
+    home->next_instance("dongle", kBoot, "", one.done());
+    home->next_instance("hsm", kBoot, "", two.done());
     first = *one.wait();
     ck_assert_uint_eq(*two.wait(), first + 1);
     ck_assert_uint_eq(home->floor("dongle").instance(), first);
@@ -163,7 +163,7 @@ START_TEST(instances_grow) {
   {
     const auto home = open_home(directory);
     Answer<std::uint64_t> three;
-    home->next_instance("dongle", kBoot, three.done());
+    home->next_instance("dongle", kBoot, "", three.done());
     ck_assert_uint_eq(*three.wait(), first + 2);
   }
   // A file that was lost does not bring a number of this boot back, as long as a millisecond passes for each.
@@ -171,7 +171,7 @@ START_TEST(instances_grow) {
   const std::uint64_t ms_now = boottime_now_ns() / 1'000'000;
   const auto home = open_home(directory);
   Answer<std::uint64_t> after;
-  home->next_instance("dongle", kBoot, after.done());
+  home->next_instance("dongle", kBoot, "", after.done());
   ck_assert_uint_gt(*after.wait(), ms_now);
 }
 END_TEST
@@ -186,7 +186,7 @@ START_TEST(each_boot_has_numbers_of_its_own) {
   home->record_armed("dongle", 1, ahead, "an earlier boot", armed.done());
   ck_assert(armed.wait().has_value());
   Answer<std::uint64_t> now;
-  home->next_instance("dongle", kBoot, now.done());
+  home->next_instance("dongle", kBoot, "", now.done());
   ck_assert_uint_lt(*now.wait(), ahead);
 }
 END_TEST

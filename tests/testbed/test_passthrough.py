@@ -1,0 +1,178 @@
+"""usbleased, libvirt and a device on the host's own bus: who gets it, how he loses it, and that nobody else ever does."""
+
+import json
+import unittest
+
+import waiting
+from guest_host import GuestHost
+
+CONFIG = """[timing]
+ttl_ms=6000
+renewal_ms=1000
+[device stick]
+usb=46f4:0001:STICK
+"""
+CONFIG_FILE = "/etc/usblease/usbleased.conf"
+
+
+class Passthrough(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.host = host = GuestHost("a")
+        cls.addClassCleanup(host.close)
+        host.start()
+        host.make_disk("STICK")
+        host.run(f"cat >{CONFIG_FILE} <<'END'\n{CONFIG}END")
+        host.run("usblease-fence serve >/tmp/serve.log 2>&1 </dev/null &")
+        waiting.wait_until("the fence", lambda: host.run("usblease-fence status", check=False).code == 0, 60)
+        host.start_libvirt()
+        cls.start_daemon()
+        host.plug("usb-storage", "STICK")
+        for name in ("a", "b"):  # their own XML names the device
+            host.define(name, host.by_id(0x46F4, 0x0001))
+        host.define("c")  # it gets what is attached to it
+        cls.wait_device("free")
+
+    @classmethod
+    def start_daemon(cls):
+        cls.host.run("usbleased >>/tmp/usbleased.log 2>&1 </dev/null &")
+        waiting.wait_until(lambda: cls.log(), lambda: cls.host.run("usblease list", check=False).code == 0, 60)
+
+    @classmethod
+    def log(cls):
+        return cls.host.output("tail -n 30 /tmp/usbleased.log; tail -n 5 /tmp/serve.log")
+
+    @classmethod
+    def device(cls):
+        return json.loads(cls.host.output("usblease info stick --json"))["device"]
+
+    @classmethod
+    def wait_device(cls, state, above=0):
+        """Until it is "free" at this host, "absent", or leased to the guest of this name, under a token above that one."""
+
+        def reached():
+            device = cls.device()
+            lease = device.get("lease")
+            if lease:
+                return device if lease["guestName"] == state and int(lease["token"]) > above else None
+            present = any(home.get("present") for home in device.get("homes", []))
+            return device if state == ("free" if present else "absent") else None
+
+        return waiting.wait_until(lambda: f"stick to be {state}; it is {cls.device()}\n{cls.log()}", reached, 90)
+
+    def token(self):
+        return int(self.device()["lease"]["token"])
+
+    def tearDown(self):
+        for name in "abc":
+            self.host.run(f"virsh -q destroy {name}", check=False)
+        self.wait_device("free")
+
+    def bound(self):
+        return self.host.fence_status("bound", self.host.node("STICK"))
+
+    def refuses_others(self):
+        node = self.host.node("STICK")
+        self.assertIn("refused EPERM", self.host.run(f"/testbed/usb-user open {node}", check=False).output)
+
+    def test_free_it_is_nobodys(self):
+        self.refuses_others()
+        self.assertEqual(self.bound(), "no")
+        self.assertEqual(self.host.output("ls /dev/sd* 2>/dev/null || true"), "", "no driver of the host's has it")
+
+    def test_from_one_guest_to_the_next(self):
+        self.host.start_guest("a")
+        self.host.wait_reading("a")
+        first = self.token()
+        self.refuses_others()
+        self.assertEqual(self.host.output("ls /dev/sd* 2>/dev/null || true"), "", "nor has it while it is leased")
+        refused = self.host.start_guest("b", check=False)
+        self.assertIn("device stick is held by guest a", refused.output)
+        watched = self.host.watch("a", 5000, 60_000)
+        self.host.run("usblease revoke stick --reason 'it is wanted elsewhere'")
+        self.wait_device("free")
+        self.assertEqual(self.bound(), "no")
+        self.assertGreater(watched()["count"]["R"], 0)
+        self.assertEqual(self.host.output("virsh domstate a"), "running", "only the device was taken")
+        self.host.start_guest("b")
+        self.host.wait_reading("b")
+        self.assertGreater(self.token(), first)
+        self.assertEqual(self.host.watch("a", 3000, 3000)()["count"].get("R", 0), 0, "a never reads again")
+
+    def test_attach_and_detach(self):
+        self.host.start_guest("c")
+        self.host.run("usblease attach c stick")
+        self.wait_device("c")
+        self.assertIn("ua-usblease-stick", self.host.output("virsh dumpxml c"))
+        self.refuses_others()
+        self.assertEqual(self.bound(), "yes")
+        self.host.run("usblease detach c stick")
+        self.wait_device("free")
+        self.assertEqual(self.bound(), "no")
+        waiting.wait_until(
+            "libvirt to forget it", lambda: "ua-usblease-stick" not in self.host.output("virsh dumpxml c"), 30
+        )
+
+    def test_plugged_in_again_its_guest_gets_it_back(self):
+        self.host.start_guest("c")
+        self.host.run("usblease attach c stick")
+        first = self.token()
+        self.host.unplug("STICK")
+        self.wait_device("absent")
+        self.host.plug("usb-storage", "STICK")
+        self.wait_device("c", above=first)
+        waiting.wait_until(
+            lambda: f"c to have it again\n{self.log()}",
+            lambda: "ua-usblease-stick" in self.host.output("virsh dumpxml c") and self.bound() == "yes",
+            30,
+        )
+        self.refuses_others()
+
+    def test_daemon_that_comes_back_in_time_is_not_noticed(self):
+        self.host.start_guest("a")
+        self.host.wait_reading("a")
+        token = self.token()
+        self.host.run("kill -9 $(pidof usbleased)")
+        self.start_daemon()
+        self.wait_device("a")
+        self.assertEqual(self.token(), token)
+        # Longer than what the earlier daemon's last renewal was good for.
+        seen = self.host.watch("a", 10_000, 10_000)()
+        self.assertGreater(seen["count"].get("R", 0), 0)
+        self.assertGreater(int(self.host.fence_status("deadline_ns", self.host.node("STICK"))), seen["R"])
+
+    def test_without_a_daemon_it_stops_at_the_deadline(self):
+        self.host.start_guest("a")
+        self.host.wait_reading("a")
+        node = self.host.node("STICK")
+        self.host.run("kill -9 $(pidof usbleased)")
+        watched = self.host.watch("a", 10_000, 60_000)
+        deadline_ns = int(self.host.fence_status("deadline_ns", node))
+        seen = watched()
+        late_ms = (seen["R"] - deadline_ns) / 1e6
+        print(f"          the guest's last reading: {late_ms:.1f} ms after the deadline", flush=True)
+        self.assertLess(int(self.host.fence_status("last_allowed_ns", node)), deadline_ns)
+        waiting.wait_until("the fencer to unbind it", lambda: self.bound() == "no", 30)
+        self.start_daemon()
+        self.wait_device("free")
+
+    def test_past_us_libvirt_gets_nothing(self):
+        node = self.host.node("STICK")
+        self.host.start_guest("c")
+        xml = self.host.by_address(node, "no").replace("<boot order='1'/>", "")
+        refused = self.host.run(f"echo \"{xml}\" >/tmp/past.xml; virsh attach-device c /tmp/past.xml", check=False)
+        self.assertNotEqual(refused.code, 0, refused.output)
+        self.assertNotIn("hostdev", self.host.output("virsh dumpxml c"))
+
+    def test_restored_guest_has_it_under_a_lease_or_not_at_all(self):
+        self.host.start_guest("a")
+        self.host.wait_reading("a")
+        first = self.token()
+        self.host.run("virsh -q managedsave a", timeout_s=60)
+        self.wait_device("free")
+        self.host.run("virsh -q start a", timeout_s=120)
+        self.wait_device("a", above=first)
+        seen = self.host.watch("a", 20_000, 20_000)()
+        self.assertGreater(sum(seen["count"].values()), 0, "it goes on, whatever it reads")
+        self.host.run("usblease revoke stick --reason 'it is wanted elsewhere'")
+        self.wait_device("free")
