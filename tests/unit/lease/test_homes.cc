@@ -203,15 +203,18 @@ START_TEST(a_restart_of_the_daemon_changes_nothing) {
 END_TEST
 
 START_TEST(a_reboot_of_the_home_ends_a_usb_instance) {
-  World w = leased();
-  w.acquire("r2", "db@h2", {"dongle"});
+  World w;
+  w.host("h1");
+  w.plug("dongle", "h1", {.kind = record::DEVICE_KIND_USB});
+  ASSERT_OK(w.acquire("r1", "web@h1", {"dongle"}));
   w.told();
   w.host("h1", 2, {{.device = "dongle", .armed = 1, .fenced = 0}});
-  ASSERT_TEXT(w.told(), "host-rebooted at h1\ninstance-ended dongle web@h2 token 1\n");
+  ASSERT_TEXT(w.told(), "host-rebooted at h1\ninstance-ended dongle web@h1 token 1\n");
   ck_assert(!claimed_at(w, "dongle", "h1"));
-  w.plug("dongle", "h1", {.counter = 2, .boot = 2});
-  ASSERT_TEXT(w.settled(), "r2 OK dongle 2");
-  ASSERT_REFUSED(w.acquire("r1", "web@h2", {"dongle"}));  // the ended request is remembered
+  w.plug("dongle", "h1", {.counter = 2, .boot = 2, .kind = record::DEVICE_KIND_USB});
+  ASSERT_OK(w.acquire("r2", "db@h1", {"dongle"}, {.boot = 2}));
+  ck_assert_uint_eq(w.lease("dongle").token(), 2);
+  ASSERT_REFUSED(w.acquire("r1", "web@h1", {"dongle"}, {.boot = 2}));  // the ended request is remembered
 }
 END_TEST
 

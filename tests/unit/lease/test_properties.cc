@@ -285,6 +285,18 @@ bool grantable(const State& state, const record::Device& device) {
   return live == 1 && strong;
 }
 
+// A device on a bus is for the guests of that host, as soon as one home alone claims it.
+bool reaches(const State& state, const record::Device& device, const record::Start& start) {
+  int live = 0;
+  bool here = true;
+  for (const auto& home : device.homes()) {
+    if (!live_claim(state, home)) continue;
+    ++live;
+    here = home.identity().kind() == record::DEVICE_KIND_ENDPOINT || home.instance().host_id() == start.host_id();
+  }
+  return live != 1 || here;
+}
+
 bool same_start(const record::Start& a, const record::Start& b) {
   return a.guest_uuid() == b.guest_uuid() && a.nonce() == b.nonce() && a.host_id() == b.host_id() &&
          a.boot_id() == b.boot_id();
@@ -299,7 +311,7 @@ bool holds(const record::Device& device, const record::Start& start) {
 bool reachable(const State& state, const record::Request& request) {
   return std::all_of(request.devices().begin(), request.devices().end(), [&](const auto& name) {
     const record::Device& device = state.devices.at(name);
-    return device.has_lease() || grantable(state, device);
+    return reaches(state, device, request.start()) && (device.has_lease() || grantable(state, device));
   });
 }
 
@@ -445,7 +457,8 @@ void check_order(const State& was, const State& now, const Decision& decision) {
   for (const auto& [id, waiting] : now.requests) {
     const auto& request = waiting;  // clang 14 captures no structured binding
     const bool free_for_it = std::all_of(request.devices().begin(), request.devices().end(), [&](const auto& name) {
-      return holds(now.devices.at(name), request.start()) || grantable(now, now.devices.at(name));
+      const record::Device& device = now.devices.at(name);
+      return holds(device, request.start()) || (grantable(now, device) && reaches(now, device, request.start()));
     });
     const bool blocked = std::any_of(now.requests.begin(), now.requests.end(), [&](const auto& other) {
       return before(other.second, request) && shares_a_device(other.second, request) && reachable(now, other.second);

@@ -374,7 +374,7 @@ START_TEST(policy_demands_a_rung_that_can_hold_the_kind) {
   relay.set_min_rung(record::RUNG_RELAY);
   w.rungs = {record::RUNG_ADMISSION, record::RUNG_RELAY};
   w.host("h1");
-  w.plug("usb", "h1", {.policy = relay});
+  w.plug("usb", "h1", {.kind = record::DEVICE_KIND_USB, .policy = relay});
   ASSERT_REFUSED(w.acquire("r1", "a@h1", {"usb"}));  // a relay cannot hold a device on the host's own bus
   w.plug("net", "h1", {.kind = record::DEVICE_KIND_ENDPOINT, .policy = relay});
   ASSERT_OK(w.acquire("r2", "a@h1", {"net"}));
@@ -389,7 +389,8 @@ END_TEST
 START_TEST(a_device_that_appears_at_a_weak_home_is_granted_to_nobody) {
   World w;
   record::Policy policy;
-  policy.set_min_rung(record::RUNG_KERNEL);
+  policy.set_min_rung(record::RUNG_QEMU);
+  w.rungs = {record::RUNG_ADMISSION, record::RUNG_RELAY, record::RUNG_QEMU};
   w.host("strong");
   w.rungs = {record::RUNG_ADMISSION};
   w.host("weak");
@@ -400,6 +401,36 @@ START_TEST(a_device_that_appears_at_a_weak_home_is_granted_to_nobody) {
   w.unplug("dongle", "weak", {.policy = policy});
   w.plug("dongle", "strong", {.counter = 2, .policy = policy});
   ASSERT_TEXT(w.settled(), "r1 OK dongle 1");
+}
+END_TEST
+
+START_TEST(a_device_on_a_bus_is_for_the_guests_of_its_host) {
+  World w;
+  w.host("h1");
+  w.host("h2");
+  const Plug usb{.kind = record::DEVICE_KIND_USB};
+  w.plug("stick", "h1", usb);
+  ASSERT_REFUSED(w.acquire("r1", "far@h2", {"stick"}));
+  ck_assert(w.last.reply.status().message().find("the USB bus of h1, and guest far runs on h2") != std::string::npos);
+  ASSERT_OK(w.acquire("r2", "near@h1", {"stick"}));
+}
+END_TEST
+
+START_TEST(who_cannot_be_reached_keeps_nobody_waiting) {
+  World w;
+  w.host("h1");
+  w.host("h2");
+  const Plug usb{.kind = record::DEVICE_KIND_USB};
+  w.unplug("stick", "h1", usb);
+  ASSERT_QUEUED(w.acquire("r1", "far@h2", {"stick"}));
+  ASSERT_QUEUED(w.acquire("r2", "near@h1", {"stick"}));
+  w.plug("stick", "h1", usb);
+  ASSERT_TEXT(w.settled(), "r2 OK stick 1");
+  // Carried over, it is the other one's.
+  w.unplug("stick", "h1", usb);
+  ASSERT_OK(w.fenced("stick", 1, "h1"));
+  w.plug("stick", "h2", usb);
+  ASSERT_TEXT(w.settled(), "r1 OK stick 2");
 }
 END_TEST
 
@@ -446,5 +477,7 @@ int main() {
                              policy_bounds_how_long,
                              policy_demands_a_rung_that_can_hold_the_kind,
                              a_device_that_appears_at_a_weak_home_is_granted_to_nobody,
+                             a_device_on_a_bus_is_for_the_guests_of_its_host,
+                             who_cannot_be_reached_keeps_nobody_waiting,
                              the_queue_is_bounded});
 }

@@ -47,7 +47,7 @@ struct Plug {
   std::uint64_t counter = 1;
   bool present = true;
   int boot = 1;
-  record::DeviceKind kind = record::DEVICE_KIND_USB;
+  record::DeviceKind kind = record::DEVICE_KIND_ENDPOINT;
   record::Policy policy = {};
 };
 
