@@ -4,6 +4,8 @@
 #include <libxml/parser.h>
 #include <libxml/tree.h>
 
+#include <functional>
+
 #include "common/glib_ptr.h"
 #include "common/text.h"
 
@@ -24,13 +26,34 @@ const xmlNode* first_child(const xmlNode* parent, const char* name) {
   return node;
 }
 
+// "" when it has none.
+std::string attribute(const xmlNode* element, const char* name) {
+  const XmlText text(xmlGetProp(element, name_of(name)));
+  return text != nullptr ? reinterpret_cast<const char*>(text.get()) : "";
+}
+
 std::optional<std::string> device_of(const xmlNode* element) {
-  if (element->type != XML_ELEMENT_NODE) return std::nullopt;
   const xmlNode* const alias = first_child(element, "alias");
   if (alias == nullptr) return std::nullopt;
-  const XmlText name(xmlGetProp(alias, name_of("name")));
-  if (name == nullptr) return std::nullopt;
-  return device_of_alias(reinterpret_cast<const char*>(name.get()));
+  return device_of_alias(attribute(alias, "name"));
+}
+
+// Calls `look` for each element of <devices>. kBadInput: too large, or no domain.
+Result<void> for_each_device(const std::string& domain_xml, const std::function<void(const xmlNode*)>& look) {
+  if (domain_xml.size() > kDomainXmlBytesMax) return fail(ErrorCode::kBadInput, "domain XML: larger than 8 MiB");
+  const GPtr<xmlDoc, xmlFreeDoc> document(xmlReadMemory(domain_xml.data(), static_cast<int>(domain_xml.size()),
+                                                        "domain", nullptr,
+                                                        XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING));
+  const xmlNode* const root = document != nullptr ? xmlDocGetRootElement(document.get()) : nullptr;
+  if (root == nullptr || xmlGetIntSubset(document.get()) != nullptr) {
+    return fail(ErrorCode::kBadInput, "domain XML: not well-formed");
+  }
+  if (xmlStrcmp(root->name, name_of("domain")) != 0) return fail(ErrorCode::kBadInput, "domain XML: no <domain>");
+  const xmlNode* const list = first_child(root, "devices");
+  for (const xmlNode* node = list != nullptr ? list->children : nullptr; node != nullptr; node = node->next) {
+    if (node->type == XML_ELEMENT_NODE) look(node);
+  }
+  return {};
 }
 
 }  // namespace
@@ -45,21 +68,25 @@ std::optional<std::string> device_of_alias(std::string_view alias) {
 }
 
 Result<std::vector<std::string>> attached_devices(const std::string& domain_xml) {
-  if (domain_xml.size() > kDomainXmlBytesMax) return fail(ErrorCode::kBadInput, "domain XML: larger than 8 MiB");
-  const GPtr<xmlDoc, xmlFreeDoc> document(xmlReadMemory(domain_xml.data(), static_cast<int>(domain_xml.size()),
-                                                        "domain", nullptr,
-                                                        XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING));
-  const xmlNode* const root = document != nullptr ? xmlDocGetRootElement(document.get()) : nullptr;
-  if (root == nullptr || xmlGetIntSubset(document.get()) != nullptr) {
-    return fail(ErrorCode::kBadInput, "domain XML: not well-formed");
-  }
-  if (xmlStrcmp(root->name, name_of("domain")) != 0) return fail(ErrorCode::kBadInput, "domain XML: no <domain>");
   std::vector<std::string> devices;
-  const xmlNode* const list = first_child(root, "devices");
-  for (const xmlNode* node = list != nullptr ? list->children : nullptr; node != nullptr; node = node->next) {
-    if (auto device = device_of(node)) devices.push_back(std::move(*device));
-  }
+  const auto walked = for_each_device(domain_xml, [&](const xmlNode* element) {
+    if (auto device = device_of(element)) devices.push_back(std::move(*device));
+  });
+  if (!walked) return tl::unexpected(walked.error());
   return devices;
+}
+
+bool has_hostdev_at(const std::string& domain_xml, std::uint32_t bus, std::uint32_t number) {
+  bool found = false;
+  const auto walked = for_each_device(domain_xml, [&](const xmlNode* element) {
+    if (xmlStrcmp(element->name, name_of("hostdev")) != 0) return;
+    const xmlNode* const source = first_child(element, "source");
+    const xmlNode* const address = source != nullptr ? first_child(source, "address") : nullptr;
+    if (address == nullptr) return;
+    found = found || (attribute(address, "bus") == std::to_string(bus) &&
+                      attribute(address, "device") == std::to_string(number));
+  });
+  return found || !walked;
 }
 
 std::string redirdev_xml(const std::string& device, const std::string& socket_path) {
@@ -71,11 +98,9 @@ std::string redirdev_xml(const std::string& device, const std::string& socket_pa
 }
 
 std::string hostdev_xml(const std::string& device, std::uint32_t bus, std::uint32_t number) {
-  const GChars xml(
-      g_markup_printf_escaped("<hostdev mode='subsystem' type='usb' managed='no'>"
-                              "<source><address bus='%u' device='%u'/></source><alias name='%s'/></hostdev>",
-                              bus, number, device_alias(device).c_str()));
-  return xml.get();
+  const std::string alias = device.empty() ? "" : "<alias name='" + device_alias(device) + "'/>";  // checked by callers
+  return "<hostdev mode='subsystem' type='usb' managed='no'><source><address bus='" + std::to_string(bus) +
+         "' device='" + std::to_string(number) + "'/></source>" + alias + "</hostdev>";
 }
 
 }  // namespace usblease::host

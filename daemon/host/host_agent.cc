@@ -46,6 +46,7 @@ HostAgent::HostAgent(const Config& config, const record::Host& self, cluster::Co
       starts_(
           {self.id(), self.boot_id(), config.libvirt_run_dir},
           [this](const record::Start& start) {
+            std::erase_if(given_up_, [&](const auto& each) { return each.first == start.nonce(); });
             acquisitions_.start_ended(start);
             release(start, {}, "the guest has ended", "");
           },
@@ -89,6 +90,7 @@ HostAgent::HostAgent(const Config& config, const record::Host& self, cluster::Co
           std::move(module_state)},
       gate_(gate),
       usb_hooks_{[this](const std::string& device) { return usb_in_use(device); },
+                 [this](const record::Lease& lease, const UsbPlace& place) { give_up_usb(lease, place); },
                  [this](const record::Lease& lease) { destroy_holder(lease); },
                  [this](const std::string& device, const record::Lease& lease) { unplugged_[device] = lease; }} {
   pages_.adopt();  // before any record comes
@@ -500,7 +502,25 @@ bool HostAgent::usb_in_use(const std::string& device) const {
   const record::Lease& lease = found->second.lease();
   const GuestStart* start = starts_.find(lease.start());
   if (start == nullptr || (start->process && !start->process->alive())) return false;  // it has ended
-  return lease.attach() ? attachments_.may_have(device) : start->process.has_value();
+  if (lease.attach()) return attachments_.may_have(device);
+  return start->process && !given_up_.contains({lease.start().nonce(), lease.token()});
+}
+
+// What was attached, Attachments takes out again. What the guest's own XML names, nobody else does.
+void HostAgent::give_up_usb(const record::Lease& lease, const UsbPlace& place) {
+  if (lease.attach()) return;
+  const std::pair<std::string, std::uint64_t> name{lease.start().nonce(), lease.token()};
+  hypervisor_.detach_usb(
+      lease.start().guest_uuid(), {place.bus, place.device},
+      [this, alive = std::weak_ptr(alive_), name, guest = lease.guest_name()](const Result<void>& detached) {
+        if (alive.expired()) return;
+        if (detached) {
+          given_up_.insert(name);
+          return;
+        }
+        log::warning("libvirt still shows the device in its guest",
+                     {{"GUEST", guest}, {"ERROR", detached.error().message}});
+      });
 }
 
 void HostAgent::destroy_holder(const record::Lease& lease) {

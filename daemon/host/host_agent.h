@@ -122,6 +122,7 @@ class HostAgent {
   [[nodiscard]] bool is_opened_by_xml(const record::Lease& lease) const;
   void before_start(const record::Start& start, const std::function<void(Result<void>)>& ready);
   [[nodiscard]] bool usb_in_use(const std::string& device) const;
+  void give_up_usb(const record::Lease& lease, const UsbPlace& place);
   void destroy_holder(const record::Lease& lease);
   void ask_again(const record::Device& device);
   [[nodiscard]] bool names(const std::string& device) const;
@@ -146,9 +147,10 @@ class HostAgent {
   UsbHooks usb_hooks_;
   std::map<std::string, std::unique_ptr<EndpointHome>> endpoints_;  // by device; it has one home here, of a kind
   std::map<std::string, std::unique_ptr<UsbHome>> usb_homes_;
-  std::map<std::string, record::Lease> unplugged_;  // leases that stood when it went, by device
-  std::map<std::string, std::uint64_t> kept_;       // device → token that is open for its start
-  std::map<std::string, record::Device> devices_;   // as last pushed
+  std::map<std::string, record::Lease> unplugged_;            // leases that stood when it went, by device
+  std::set<std::pair<std::string, std::uint64_t>> given_up_;  // start's nonce, token: QEMU has it no more
+  std::map<std::string, std::uint64_t> kept_;                 // device → token that is open for its start
+  std::map<std::string, record::Device> devices_;             // as last pushed
   std::map<std::string, std::pair<std::string, std::string>> sockets_of_;  // leased device → guest UUID, device
   std::map<std::string, record::Request> reserved_;                        // reservations, by request id
   struct FreeWaiter {

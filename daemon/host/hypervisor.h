@@ -65,6 +65,8 @@ class Hypervisor {
                                Done<void> done) = 0;
   // Hot-plugs a device of this host's bus by <hostdev>, alias ua-usblease-DEVICE. The host's driver is ours to bind.
   virtual void attach_usb(std::string guest_uuid, std::string device, UsbAddress address, Done<void> done) = 0;
+  // Removes a device of this host's bus that the guest's own XML names; one that is not there is success.
+  virtual void detach_usb(std::string guest_uuid, UsbAddress address, Done<void> done) = 0;
   // Ends the guest at once, as pulling its plug; one that does not run is success.
   virtual void destroy(std::string guest_uuid, Done<void> done) = 0;
   // Removes the device with that alias; a device or guest that is not there is success.

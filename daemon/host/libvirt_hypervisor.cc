@@ -61,6 +61,7 @@ class LibvirtHypervisor final : public Hypervisor {
   void list_guests(Done<std::vector<Guest>> done) override;
   void attach_endpoint(std::string guest_uuid, std::string device, std::string socket_path, Done<void> done) override;
   void attach_usb(std::string guest_uuid, std::string device, UsbAddress address, Done<void> done) override;
+  void detach_usb(std::string guest_uuid, UsbAddress address, Done<void> done) override;
   void destroy(std::string guest_uuid, Done<void> done) override;
   void detach(std::string guest_uuid, std::string device, Done<void> done) override;
   void assign(std::string guest, Assignment assignment, bool remove, Done<bool> done) override;
@@ -271,6 +272,12 @@ void LibvirtHypervisor::attach_usb(std::string guest_uuid, std::string device, U
       [=](LibvirtSession& session) { return session.attach_usb(guest_uuid, device, address); }, std::move(done));
 }
 
+void LibvirtHypervisor::detach_usb(std::string guest_uuid, UsbAddress address, Done<void> done) {
+  call<void>(
+      Lane::kChange, guest_uuid, "cannot detach a USB device from guest " + guest_uuid,
+      [=](LibvirtSession& session) { return session.detach_usb(guest_uuid, address); }, std::move(done));
+}
+
 // Not behind other calls on the guest: one of them may be what hangs.
 void LibvirtHypervisor::destroy(std::string guest_uuid, Done<void> done) {
   call<void>(
@@ -303,6 +310,9 @@ class NoHypervisor final : public Hypervisor {
   }
   void attach_usb(std::string /*guest_uuid*/, std::string /*device*/, UsbAddress /*address*/,
                   Done<void> done) override {
+    refuse(std::move(done));
+  }
+  void detach_usb(std::string /*guest_uuid*/, UsbAddress /*address*/, Done<void> done) override {
     refuse(std::move(done));
   }
   void destroy(std::string /*guest_uuid*/, Done<void> done) override { refuse(std::move(done)); }

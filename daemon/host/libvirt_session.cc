@@ -285,41 +285,60 @@ Result<void> LibvirtSession::destroy(const std::string& uuid) {
   return tl::unexpected(error("cannot destroy guest " + name_of(domain->get())));
 }
 
-bool LibvirtSession::has_device(virDomainPtr domain, const std::string& device) {
+bool LibvirtSession::shows(virDomainPtr domain, const Shown& shown) {
   if (virDomainIsActive(domain) == 0) return false;
   const MallocString xml(virDomainGetXMLDesc(domain, 0));
   if (xml == nullptr) return libvirt_error_code() != VIR_ERR_NO_DOMAIN;
-  const auto devices = attached_devices(xml.get());
-  return !devices || std::find(devices->begin(), devices->end(), device) != devices->end();
+  return shown(xml.get());
 }
 
-bool LibvirtSession::wait_until_gone(virDomainPtr domain, const std::string& device, std::chrono::milliseconds bound) {
+bool LibvirtSession::wait_until_gone(virDomainPtr domain, const Shown& shown, std::chrono::milliseconds bound) {
   const auto until = std::chrono::steady_clock::now() + bound;
   for (;;) {
     const std::uint64_t seen = removals_->count();
-    if (!has_device(domain, device)) return true;
+    if (!shows(domain, shown)) return true;
     if (std::chrono::steady_clock::now() >= until || !is_alive()) return false;
     removals_->wait(seen, kUnplugLookAgain);
   }
 }
 
-Result<void> LibvirtSession::detach(const std::string& uuid, const std::string& device) {
+Result<void> LibvirtSession::take_out(const std::string& uuid, const std::string& device, const Shown& shown,
+                                      const std::function<int(virDomainPtr)>& ask) {
   const auto domain = look_up(uuid);
   if (!domain && domain.error().code == ErrorCode::kNotFound) return {};
   if (!domain) return tl::unexpected(domain.error());
-  if (!has_device(domain->get(), device)) return {};
+  if (!shows(domain->get(), shown)) return {};
   const std::string what = "cannot detach " + device + " from guest " + name_of(domain->get());
   // Returns before QEMU has unplugged it.
   std::optional<Error> refused;
-  if (virDomainDetachDeviceAlias(domain->get(), device_alias(device).c_str(), VIR_DOMAIN_AFFECT_LIVE) != 0) {
+  if (ask(domain->get()) != 0) {
     refused = error(what);
     if (refused->code == ErrorCode::kUnavailable) return tl::unexpected(*refused);
   }
   // A refusal may mean that it is on its way out already, or gone by now.
-  if (wait_until_gone(domain->get(), device, refused ? kUnplugLookAgain : kUnplugBound)) return {};
+  if (wait_until_gone(domain->get(), shown, refused ? kUnplugLookAgain : kUnplugBound)) return {};
   if (refused) return tl::unexpected(*refused);
   if (!is_alive()) return fail(ErrorCode::kUnavailable, what + ": the connection to libvirt broke");
   return fail(ErrorCode::kTimedOut, what + ": QEMU has not unplugged it; if it hangs, virsh destroy ends it");
+}
+
+Result<void> LibvirtSession::detach(const std::string& uuid, const std::string& device) {
+  const auto shown = [&](const std::string& xml) {
+    const auto devices = attached_devices(xml);
+    return !devices || std::find(devices->begin(), devices->end(), device) != devices->end();
+  };
+  return take_out(uuid, device, shown, [&](virDomainPtr domain) {
+    return virDomainDetachDeviceAlias(domain, device_alias(device).c_str(), VIR_DOMAIN_AFFECT_LIVE);
+  });
+}
+
+Result<void> LibvirtSession::detach_usb(const std::string& uuid, UsbAddress address) {
+  const std::string where = "USB device " + std::to_string(address.bus) + ":" + std::to_string(address.device);
+  const auto shown = [&](const std::string& xml) { return has_hostdev_at(xml, address.bus, address.device); };
+  return take_out(uuid, where, shown, [&](virDomainPtr domain) {
+    const std::string xml = hostdev_xml("", address.bus, address.device);
+    return virDomainDetachDeviceFlags(domain, xml.c_str(), VIR_DOMAIN_AFFECT_LIVE);
+  });
 }
 
 Result<std::vector<Assignment>> LibvirtSession::read_assignments(virDomainPtr domain, unsigned int target) {

@@ -59,6 +59,7 @@ class LibvirtSession {
   Result<std::vector<Guest>> list_guests();
   Result<void> attach_endpoint(const std::string& uuid, const std::string& device, const std::string& socket_path);
   Result<void> attach_usb(const std::string& uuid, const std::string& device, UsbAddress address);
+  Result<void> detach_usb(const std::string& uuid, UsbAddress address);
   Result<void> destroy(const std::string& uuid);
   Result<void> detach(const std::string& uuid, const std::string& device);
   Result<bool> assign(const std::string& guest, const Assignment& assignment, bool remove);
@@ -78,8 +79,13 @@ class LibvirtSession {
   Result<DomainPtr> look_up(const std::string& name_or_uuid);
   Guest describe_guest(virDomainPtr domain);
   Result<void> attach(const std::string& uuid, const std::string& device, const std::string& xml);
-  bool has_device(virDomainPtr domain, const std::string& device);
-  bool wait_until_gone(virDomainPtr domain, const std::string& device, std::chrono::milliseconds bound);
+  // Whether a domain's live XML shows the device.
+  using Shown = std::function<bool(const std::string& xml)>;
+  bool shows(virDomainPtr domain, const Shown& shown);
+  bool wait_until_gone(virDomainPtr domain, const Shown& shown, std::chrono::milliseconds bound);
+  // `ask` is libvirt's call that begins it.
+  Result<void> take_out(const std::string& uuid, const std::string& what, const Shown& shown,
+                        const std::function<int(virDomainPtr)>& ask);
   Result<std::vector<Assignment>> read_assignments(virDomainPtr domain, unsigned int target);
   Result<void> write_assignments(virDomainPtr domain, unsigned int target, const std::vector<Assignment>& assignments);
 

@@ -10,6 +10,10 @@
 namespace usblease::host {
 namespace {
 
+// How long the next holder waits for libvirt, which lets nobody have what it believes another guest to have. It is safe
+// before.
+constexpr std::uint64_t kTidyNs = 5'000 * lease::kNsPerMs;
+constexpr std::uint64_t kTidyLookNs = 20 * lease::kNsPerMs;
 constexpr std::uint64_t kRetryNs = 500 * lease::kNsPerMs;
 // Unbinding a device that answers takes milliseconds, and QEMU unplugs one within a second.
 constexpr std::uint64_t kClimbNs = 10'000 * lease::kNsPerMs;
@@ -285,8 +289,9 @@ void UsbHome::fence(std::uint64_t token) {
     if (!looked_ && !retired_) return;
     return confirm(token, "the device left the bus");
   }
-  ending_.emplace(Ending{token, *place_, false, false, {}, {}});
+  ending_.emplace(Ending{token, *place_, false, false, boottime_now_ns(), {}, {}});
   open_.reset();
+  if (const record::Lease* l = lease(); l != nullptr && l->token() == token) hooks_.give_up(*l, *place_);
   ending_->climb = run_after(kClimbNs, [this, token] { climb(token); });
   gate_.disarm(*place_, token, [this, alive = std::weak_ptr(alive_), token](const Result<void>& result) {
     if (!alive.expired()) disarmed(token, result);
@@ -317,15 +322,13 @@ void UsbHome::unbound(std::uint64_t token, const Result<void>& result) {
     ending_->retry = run_after(kRetryNs, [this, token] { unbind(token); });
     return;
   }
-  if (ending_->in_kernel) return confirm(token, "disarmed in the kernel, and unbound");
-  await_release(token);
-}
-
-// Nothing in the kernel keeps QEMU from opening the device anew once it is bound for the next one: it must have given
-// it up.
-void UsbHome::await_release(std::uint64_t token) {
-  if (!hooks_.in_use(config_.name)) return confirm(token, "unbound, and given up by QEMU");
-  ending_->retry = run_after(kRetryNs, [this, token] { unbind(token); });
+  // Nothing but the kernel keeps QEMU from opening the device anew once it is bound for the next one.
+  const bool tidy = !hooks_.in_use(config_.name);
+  if (ending_->in_kernel && (tidy || boottime_now_ns() >= ending_->begun_ns + kTidyNs))
+    return confirm(token, "disarmed in the kernel, and unbound");
+  if (tidy) return confirm(token, "unbound, and given up by QEMU");
+  const std::uint64_t pause_ns = ending_->in_kernel ? kTidyLookNs : kRetryNs;
+  ending_->retry = run_after(pause_ns, [this, token] { unbind(token); });
 }
 
 // It should be over by now. A QEMU that is dead has no handle; with the kernel's fence closed that is as good as

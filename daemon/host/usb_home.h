@@ -26,6 +26,8 @@ namespace usblease::host {
 struct UsbHooks {
   // Whether a QEMU of this host may still have the device open, under whatever lease.
   std::function<bool(const std::string& device)> in_use;
+  // Asks the guest's QEMU to give it up.
+  std::function<void(const record::Lease& lease, const UsbPlace& place)> give_up;
   // Ends the guest that holds it.
   std::function<void(const record::Lease& lease)> destroy;
   // The device went away under a lease that stood.
@@ -69,6 +71,7 @@ class UsbHome final : public DeviceHome {
     UsbPlace place;
     bool in_kernel = false;  // the kernel lets nobody through any more
     bool destroyed = false;
+    std::uint64_t begun_ns = 0;
     SourceHandle retry;
     SourceHandle climb;
   };
@@ -94,7 +97,6 @@ class UsbHome final : public DeviceHome {
   void disarmed(std::uint64_t token, const Result<void>& result);
   void unbind(std::uint64_t token);
   void unbound(std::uint64_t token, const Result<void>& result);
-  void await_release(std::uint64_t token);
   void climb(std::uint64_t token);
 
   UsbGate& gate_;

@@ -76,6 +76,10 @@ void SimHypervisor::attach_usb(std::string /*guest_uuid*/, std::string /*device*
   later([done = std::move(done)] { done(fail(ErrorCode::kInternal, "there is no bus here")); });
 }
 
+void SimHypervisor::detach_usb(std::string /*guest_uuid*/, host::UsbAddress /*address*/, Done<void> done) {
+  later([done = std::move(done)] { done(fail(ErrorCode::kInternal, "there is no bus here")); });
+}
+
 void SimHypervisor::destroy(std::string /*guest_uuid*/, Done<void> done) {
   later([done = std::move(done)] { done(fail(ErrorCode::kInternal, "nobody needs it here")); });
 }

@@ -22,6 +22,7 @@ class SimHypervisor final : public host::Hypervisor {
   void list_guests(Done<std::vector<host::Guest>> done) override;
   void attach_endpoint(std::string guest_uuid, std::string device, std::string socket_path, Done<void> done) override;
   void attach_usb(std::string guest_uuid, std::string device, host::UsbAddress address, Done<void> done) override;
+  void detach_usb(std::string guest_uuid, host::UsbAddress address, Done<void> done) override;
   void destroy(std::string guest_uuid, Done<void> done) override;
   void detach(std::string guest_uuid, std::string device, Done<void> done) override;
   void assign(std::string guest, Assignment assignment, bool remove, Done<bool> done) override;

@@ -52,6 +52,11 @@ class GuestHost(HostVm):
             disk.write(code + PATTERN.ljust(512, b"\0"))
             disk.truncate(DISK_BYTES)
 
+    def install_hook(self):
+        """Where libvirt looks: what is built for /usr/local is not there."""
+        self.run("mkdir -p /etc/libvirt/hooks/qemu.d && ln -sf /usr/local/libexec/usblease/usblease-hook "
+                 "/etc/libvirt/hooks/qemu.d/50-usblease && test -x /etc/libvirt/hooks/qemu.d/50-usblease")
+
     def start_libvirt(self, cgroup=""):
         """`cgroup`: where libvirtd is, and its guests with it, since it makes none of its own here."""
         self.run(f"mkdir -p {cgroup} /run/dbus /run/libvirt; cat >/etc/libvirt/qemu.conf <<'END'\n{QEMU_CONF}END")

@@ -16,8 +16,6 @@ class PassedThrough(unittest.TestCase):
         cls.host.make_disk("STICK")
         cls.node = cls.host.plug("usb-storage", "STICK")
         cls.host.start_libvirt(HOLDER)
-        # Not usbleased's guests: the lease is made by hand here.
-        cls.host.run("rm -f /etc/libvirt/hooks/qemu.d/50-usblease")
         cls.host.define("guest", cls.host.by_address(cls.node))
 
     def setUp(self):

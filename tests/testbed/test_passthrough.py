@@ -25,6 +25,7 @@ class Passthrough(unittest.TestCase):
         host.run(f"cat >{CONFIG_FILE} <<'END'\n{CONFIG}END")
         host.run("usblease-fence serve >/tmp/serve.log 2>&1 </dev/null &")
         waiting.wait_until("the fence", lambda: host.run("usblease-fence status", check=False).code == 0, 60)
+        host.install_hook()
         host.start_libvirt()
         cls.start_daemon()
         host.plug("usb-storage", "STICK")
@@ -44,7 +45,7 @@ class Passthrough(unittest.TestCase):
 
     @classmethod
     def device(cls):
-        return json.loads(cls.host.output("usblease info stick --json"))["device"]
+        return json.loads(cls.host.output("usblease info stick --json"))["device"]["device"]
 
     @classmethod
     def wait_device(cls, state, above=0):
@@ -54,7 +55,7 @@ class Passthrough(unittest.TestCase):
             device = cls.device()
             lease = device.get("lease")
             if lease:
-                return device if lease["guestName"] == state and int(lease["token"]) > above else None
+                return device if lease["guest_name"] == state and int(lease["token"]) > above else None
             present = any(home.get("present") for home in device.get("homes", []))
             return device if state == ("free" if present else "absent") else None
 

@@ -131,6 +131,7 @@ class FakeHypervisor : public host::Hypervisor {
   std::vector<std::string> detached;   // devices
   std::vector<std::string> destroyed;  // guests
   std::vector<host::UsbAddress> usb_attached;
+  std::vector<host::UsbAddress> usb_detached;
   bool hangs = false;  // detaching does not end
 
   void start(host::HypervisorEvents wanted) override { events = std::move(wanted); }
@@ -142,6 +143,10 @@ class FakeHypervisor : public host::Hypervisor {
   void attach_usb(std::string /*guest*/, std::string /*device*/, host::UsbAddress address, Done<void> done) override {
     usb_attached.push_back(address);
     attaching.push_back(std::move(done));
+  }
+  void detach_usb(std::string /*guest*/, host::UsbAddress address, Done<void> done) override {
+    usb_detached.push_back(address);
+    if (!hangs) post([done = std::move(done)] { done({}); });
   }
   void destroy(std::string guest, Done<void> done) override {
     destroyed.push_back(guest);

@@ -271,9 +271,12 @@ START_TEST(a_daemon_that_comes_back_too_late_ends_it) {
   h.f.make_agent();
   h.see(seen_at("1-2", 7));
   h.f.start();
+  h.f.hypervisor->events.connected({});
   ck_assert(h.f.phase_becomes("stick", "free"));
   const std::vector<std::string> expected = {"disarm 1-2", "unbind 1-2"};
-  ck_assert(h.gate.calls == expected);
+  ck_assert(h.gate.calls.size() >= expected.size());
+  ck_assert(std::equal(expected.begin(), expected.end(), h.gate.calls.begin()));
+  ck_assert(!h.called("arm 1-2"));
 }
 END_TEST
 
