@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <array>
@@ -228,6 +229,16 @@ void Program::interrupt() const { kill(pid_, SIGINT); }
 
 void Program::wait_output(const std::string& text) const { wait_content(output_.get(), text); }
 void Program::wait_errors(const std::string& text) const { wait_content(errors_.get(), text); }
+
+void Program::wait_editing() const {
+  termios now{};
+  for (int waited_ms = 0;; waited_ms += 5) {
+    ck_assert_int_eq(tcgetattr(terminal_.get(), &now), 0);
+    if ((now.c_lflag & static_cast<tcflag_t>(ICANON)) == 0) return;
+    ck_assert_msg(waited_ms < kBoundMs, "the program does not read keys one by one");
+    poll(nullptr, 0, 5);
+  }
+}
 
 void Program::type(const std::string& keys) {
   ck_assert_int_eq(write(terminal_.get(), keys.data(), keys.size()), static_cast<ssize_t>(keys.size()));

@@ -77,6 +77,8 @@ class Program {
   // Terminal only: types, and reads until `text` is shown, after what was read before.
   void type(const std::string& keys);
   void read_until(const std::string& text);
+  // Until keys are no longer the terminal's: libedit shows its prompt before, and a ^D in between is lost.
+  void wait_editing() const;
 
  private:
   void spawn(const std::vector<std::string>& arguments);

@@ -138,6 +138,7 @@ START_TEST(a_terminal_has_a_prompt_completion_and_history) {
   again.type("\r");
   again.read_until("usblease 0.");
   again.read_until("usblease # ");
+  again.wait_editing();
   again.type("\x04");
   ck_assert_int_eq(again.wait().exit_code, 0);
 }
