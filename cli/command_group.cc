@@ -19,6 +19,7 @@
 #include <sstream>
 #include <string_view>
 
+#include "cli/process_tree.h"
 #include "common/boottime.h"
 
 namespace usblease::cli {
@@ -56,14 +57,6 @@ Result<void> write_to(const std::string& path, const std::string& text) {
   return {};
 }
 
-bool is_populated(const std::string& cgroup) {
-  std::ifstream events(cgroup + "/cgroup.events");
-  for (std::string line; std::getline(events, line);) {
-    if (line == "populated 0") return false;
-  }
-  return true;
-}
-
 // What is left of a `usblease lock` that was killed: a directory that nothing runs in any more.
 void remove_left_over(const std::string& directory) {
   std::error_code error;
@@ -75,22 +68,15 @@ void remove_left_over(const std::string& directory) {
   }
 }
 
-// Children of this process, those that it inherited too.
-std::vector<pid_t> children() {
-  std::vector<pid_t> out;
-  std::ifstream list("/proc/self/task/" + std::to_string(gettid()) + "/children");
-  for (pid_t pid = 0; list >> pid;) out.push_back(pid);
-  return out;
-}
-
 int code_of(const siginfo_t& info) { return info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status; }
 
 // In the child. Does not return.
 [[noreturn]] void run_command(const std::vector<std::string>& words,
-                              const std::map<std::string, std::string>& environment, pid_t parent, int go, int failed) {
-  // Not before it is confined.
+                              const std::map<std::string, std::string>& environment, const DeadlineGuard& guard,
+                              pid_t parent, int go, int failed) {
+  // Not before it is confined, and the guard knows of it.
   char word = 0;
-  if (read(go, &word, 1) != 1) _exit(127);
+  if (read(go, &word, 1) != 1 || guard.has_struck()) _exit(127);
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(127);
   sigset_t none;
@@ -137,7 +123,7 @@ Result<void> CommandGroup::confine(pid_t pid) {
 }
 
 Result<CommandGroup> CommandGroup::start(const std::vector<std::string>& words,
-                                         const std::map<std::string, std::string>& environment) {
+                                         const std::map<std::string, std::string>& environment, DeadlineGuard& guard) {
   std::array<int, 2> go{};
   std::array<int, 2> failed{};
   if (pipe2(go.data(), O_CLOEXEC) != 0) return fail_errno("cannot start the command", errno);
@@ -153,11 +139,12 @@ Result<CommandGroup> CommandGroup::start(const std::vector<std::string>& words,
   if (group.pid_ < 0) return fail_errno("cannot start the command", errno);
   if (group.pid_ == 0) {
     go_write.reset();
-    run_command(words, environment, parent, go_read.get(), failed_write.get());
+    run_command(words, environment, guard, parent, go_read.get(), failed_write.get());
   }
   failed_write.reset();
   group.pid_fd_.reset(static_cast<int>(syscall(SYS_pidfd_open, group.pid_, 0)));
   Result<void> ready = group.pid_fd_ ? group.confine(group.pid_) : fail_errno("cannot watch the command", errno);
+  if (ready) ready = guard.take_charge(group.pid_, group.cgroup_);
   // Without this byte the child ends by itself.
   if (ready && write(go_write.get(), "g", 1) != 1) ready = fail_errno("cannot start the command", errno);
   go_write.reset();
@@ -180,11 +167,11 @@ CommandGroup::~CommandGroup() {
 void CommandGroup::signal(int number) const { (void)syscall(SYS_pidfd_send_signal, pid_fd_.get(), number, nullptr, 0); }
 
 void CommandGroup::kill_group() const {
-  if (!cgroup_.empty()) (void)write_to(cgroup_ + "/cgroup.kill", "1");
+  if (!cgroup_.empty()) kill_cgroup(cgroup_);
   // While the command is not reaped its number is nobody else's.
   if (cgroup_.empty() && !reaped_) (void)kill(-pid_, SIGKILL);
   // What has left its group comes here when its parents have ended. Every child of this process is of the command.
-  for (const pid_t child : children()) {
+  for (const pid_t child : children_of(getpid())) {
     if (child != pid_ || !reaped_) (void)kill(child, SIGKILL);
   }
 }
@@ -192,7 +179,7 @@ void CommandGroup::kill_group() const {
 // The command itself last, so that its process group keeps its number.
 bool CommandGroup::reap() {
   bool alone = true;
-  for (const pid_t child : children()) {
+  for (const pid_t child : children_of(getpid())) {
     siginfo_t info{};
     if (child == pid_) continue;
     alone = waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOHANG) == 0 && info.si_pid != 0 && alone;

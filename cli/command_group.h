@@ -1,7 +1,7 @@
 // A command and everything that it starts, so that all of it can be ended: a cgroup (v2) of its own where one can be
 // made, else a process group. Either way what outlives its parents comes to this process (PR_SET_CHILD_SUBREAPER), so
-// that nothing is overlooked. Should this process itself be killed, the command is too (PR_SET_PDEATHSIG), but not what
-// it has started.
+// that nothing is overlooked. Should this process itself be killed or stopped, a guard ends it all (deadline_guard.h);
+// the command itself the kernel does, when its parent dies (PR_SET_PDEATHSIG).
 #pragma once
 
 #include <sys/types.h>
@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/deadline_guard.h"
 #include "common/error.h"
 #include "common/fd.h"
 
@@ -19,9 +20,10 @@ namespace usblease::cli {
 class CommandGroup {
  public:
   // `words`: the program, looked for in PATH, and its arguments. `environment` is added to this process's. kNotFound:
-  // there is no such program; kRefused: it cannot be executed.
+  // there is no such program; kRefused: it cannot be executed. `guard` has charge of it from the beginning, and must
+  // outlive it; once that has struck, nothing begins to run.
   static Result<CommandGroup> start(const std::vector<std::string>& words,
-                                    const std::map<std::string, std::string>& environment);
+                                    const std::map<std::string, std::string>& environment, DeadlineGuard& guard);
   CommandGroup(CommandGroup&&) noexcept = default;
   CommandGroup& operator=(CommandGroup&&) = delete;
   // Removes the cgroup, if nothing runs in it.

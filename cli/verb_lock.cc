@@ -1,5 +1,5 @@
-// Runs a command for as long as this host holds a named lock. The deadline is kept here, by this process: it needs
-// neither the daemon nor the cluster to end the command in time.
+// Runs a command for as long as this host holds a named lock. The deadline is kept here, by this process and its guard:
+// neither the daemon nor the cluster is needed to end the command in time.
 #include <glib.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
@@ -14,6 +14,7 @@
 
 #include "cli/command_group.h"
 #include "cli/connection.h"
+#include "cli/deadline_guard.h"
 #include "cli/output.h"
 #include "cli/progress.h"
 #include "common/boottime.h"
@@ -130,8 +131,14 @@ class LockRun {
     line_.clear();
     Events events;
     if (!events.usable()) return fail_errno("cannot watch the command", errno);
+    auto guard = DeadlineGuard::start(deadline_ns_);
+    if (!guard) {
+      unlock();
+      return tl::unexpected(guard.error());
+    }
+    guard_.emplace(std::move(*guard));
     auto started =
-        CommandGroup::start(command_, {{"USBLEASE_LOCK", name_}, {"USBLEASE_TOKEN", std::to_string(token_)}});
+        CommandGroup::start(command_, {{"USBLEASE_LOCK", name_}, {"USBLEASE_TOKEN", std::to_string(token_)}}, *guard_);
     if (!started) {
       context_.exit_code = started.error().code == ErrorCode::kNotFound ? 127 : 126;
       unlock();
@@ -210,6 +217,7 @@ class LockRun {
         case Event::kDeadline:
           return lost("its token has expired, and nothing renewed it");
         case Event::kCommand:
+          if (guard_->has_struck()) return lost("its deadline passed while this program was stopped");
           return {};
         case Event::kSignal:
           while (const auto signal = events.next_signal()) forward(*signal, group);
@@ -242,6 +250,7 @@ class LockRun {
       if (frame && (*frame)->more()) {
         take((*frame)->lock_progress());
         events.set_deadline(deadline_ns_);
+        guard_->set_deadline(deadline_ns_);
         continue;
       }
       if (frame) return lost("usbleased ended it");
@@ -293,6 +302,7 @@ class LockRun {
   api::ClientFrame request_;
   ProgressLine line_;
   std::optional<Connection> connection_;
+  std::optional<DeadlineGuard> guard_;
   bool asked_ = false;
   std::uint64_t token_ = 0;
   std::uint64_t deadline_ns_ = 0;

@@ -267,8 +267,9 @@ class Host:
 
     # ---- clients
 
-    def command(self, *arguments):
-        return self.machine.inside([self.lab.programs / "cli/usblease", "-c", self.socket, *arguments])
+    def command(self, *arguments, wrap=()):
+        """wrap: a command that runs this one."""
+        return self.machine.inside([*wrap, self.lab.programs / "cli/usblease", "-c", self.socket, *arguments])
 
     def usblease(self, *arguments, timeout_s=COMMAND_S):
         return processes.run(self.command(*arguments), timeout_s).stdout
@@ -283,9 +284,9 @@ class Host:
             raise AssertionError(f"usblease {' '.join(map(str, arguments))} should have failed but said: {done.stdout}")
         return done.returncode, done.stderr
 
-    def background(self, name, *arguments):
+    def background(self, name, *arguments, wrap=()):
         """Starts a command that waits or follows; its output is in .log. It ends with the lab."""
-        program = processes.Program(name, self.command(*arguments), self.directory / f"{name}.out")
+        program = processes.Program(name, self.command(*arguments, wrap=wrap), self.directory / f"{name}.out")
         self.lab.holders.append(program)
         return program.start()
 

@@ -17,6 +17,11 @@ from lab_test import LATE_S, TTL_S, LabTest
 
 PATIENCE_S = 20
 LOST = 124
+WITHOUT_CGROUPS = [
+    *("unshare", "--mount", "sh", "-c"),
+    'while umount -l -t cgroup2 -a && grep -q " - cgroup2 " /proc/self/mountinfo; do :; done; exec "$@"',
+    "sh",
+]
 
 BEAT = """
 import os, sys, time
@@ -37,7 +42,7 @@ class LocksTest(LabTest):
 
     @staticmethod
     def remove_cgroups():
-        """Cgroups are the whole machine's, and a killed `usblease lock` leaves its own, empty."""
+        """Cgroups are the whole machine's, and a `usblease lock` that is killed together with its guard leaves its own."""
         mounts = [line.split()[1] for line in open("/proc/mounts", encoding="ascii") if line.split()[2] == "cgroup2"]
         for left in [path for mount in mounts for path in pathlib.Path(mount).glob("usblease-lock-*")]:
             with contextlib.suppress(OSError):
@@ -145,12 +150,10 @@ class LocksTest(LabTest):
     def test_without_cgroups_a_process_group_will_do(self):
         """What leaves the group is found all the same, and the warning says how it runs."""
         script = f'setsid "$@" & while ! test -s {self.beats}; do sleep 0.01; done; kill -KILL $$'
-        words = self.hosts[0].command("lock", self.lock_name(), "--", "sh", "-c", script, "sh", *self.command(600))
-        hidden = 'while umount -l -t cgroup2 -a && grep -q " - cgroup2 " /proc/self/mountinfo; do :; done; exec "$@"'
-        done = self.hosts[0].machine.run(["unshare", "--mount", "sh", "-c", hidden, "sh", *words[words.index("--") + 1 :]],
-                                         check=False)
-        self.assertEqual(done.returncode, 128 + signal.SIGKILL, done.stderr)
-        self.assertIn("runs in a process group", done.stderr)
+        command = ["sh", "-c", script, "sh", *self.command(600)]
+        first = self.hosts[0].background("hidden", "lock", self.lock_name(), "--", *command, wrap=WITHOUT_CGROUPS)
+        self.assertEqual(first.wait_end(PATIENCE_S), 128 + signal.SIGKILL, first.log.tail())
+        self.assertIn("runs in a process group", first.log.text())
         last = len(self.rows())
         second = self.lock(self.hosts[1], "next-one", 0.3)
         self.assertEqual(second.wait_end(PATIENCE_S), 0, second.log.tail())
@@ -197,6 +200,36 @@ class LocksTest(LabTest):
             self.hosts[0].usblease("revoke", f"lock/{self.lock_name()}", "--reason", "needed elsewhere")
 
         self.lose_by(revoke, lambda _host: None)
+
+    def test_lost_when_the_holder_is_stopped(self):
+        """Its guard ends the command, with a cgroup and without one, and it does not go on when it wakes up."""
+        for name, wrap in (("cgroup", ()), ("group", WITHOUT_CGROUPS)):
+            with self.subTest(name):
+                self.lose_by_stopping(name, wrap)
+
+    def lose_by_stopping(self, name, wrap):
+        host, other = self.hosts[:2]
+        command = ["sh", "-c", 'setsid "$@" & "$@"', "sh", *self.command(600)]
+        first = host.background(f"stopped-{name}", "lock", self.lock_name(), "--", *command, wrap=wrap)
+        token = self.wait_beats()
+        second = self.lock(other, f"after-stopped-{name}", 0.5)
+        since_ns = self.now_ns()
+        first.freeze()
+        waiting.wait_until("it to end", lambda: self.now_ns() - self.rows()[-1][0] > TTL_S * 1e9, PATIENCE_S)
+        first.thaw()
+        self.assertEqual(first.wait_end(PATIENCE_S), LOST, first.log.tail())
+        self.assertIn("was lost", first.log.text())
+        self.assertEqual(second.wait_end(PATIENCE_S), 0, second.log.tail())
+        self.assert_gap_after(token, since_ns, 0)
+
+    def test_all_ends_with_a_killed_holder(self):
+        """Also what is not its child, long before the deadline of its token."""
+        script = f'setsid "$@" & while ! test -s {self.beats}; do sleep 0.01; done; exec sleep 600'
+        first = self.lock(self.hosts[0], "all-killed", program=["sh", "-c", script, "sh", *self.command(600)])
+        self.wait_beats()
+        first.kill9()
+        quiet_ns = 200_000_000
+        waiting.wait_until("it to end", lambda: self.now_ns() - self.rows()[-1][0] > quiet_ns, TTL_S)
 
     def test_killed_holder_is_waited_for(self):
         """Nobody says any more that all has ended; so the token has to expire first."""
