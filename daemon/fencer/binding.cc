@@ -43,6 +43,8 @@ std::string read_attribute(const std::string& path) {
   return value;
 }
 
+std::string marker_of(const std::string& directory, const std::string& bus) { return directory + "/" + kMarker + bus; }
+
 }  // namespace
 
 Result<std::string> Binding::port_of(fence::DeviceNumber device) const {
@@ -108,33 +110,38 @@ Result<void> Binding::bind_without_drivers(const std::string& port, const std::s
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
   const std::string bus = port.substr(0, port.find('-'));
-  const std::string setting = sysfs_ + kDevices + "usb" + bus + kInterfaceDefault;
+  const std::string setting = interface_default(bus);
   const std::string before = read_attribute(setting);
   const std::set<std::string> were = unauthorised(bus);
   const bool change = before == "1";
   if (change) {
-    const UniqueFd marker(open((marker_directory + "/" + kMarker + bus).c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    const UniqueFd marker(open(marker_of(marker_directory, bus).c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
     if (!marker) return fail_errno("noting the setting of USB bus " + bus + " in " + marker_directory, errno);
     if (const int error = write_attribute(setting, "0"); error != 0) return fail_errno(setting, error);
   }
-  const auto bound = bind(port);
+  auto bound = bind(port);
   if (change) {
     write_attribute(setting, before);
-    unlink((marker_directory + "/" + kMarker + bus).c_str());
+    unlink(marker_of(marker_directory, bus).c_str());
   }
+  const std::string own = port + ":";
   for (const std::string& interface : unauthorised(bus)) {
-    const bool ours = interface.rfind(port + ":", 0) == 0;
+    const bool ours = interface.rfind(own, 0) == 0;
     if (ours || !were.contains(interface)) authorise(interface, !ours);
   }
   return bound;
+}
+
+std::string Binding::interface_default(const std::string& bus) const {
+  return sysfs_ + kDevices + "usb" + bus + kInterfaceDefault;
 }
 
 void Binding::restore_defaults(const std::string& marker_directory) const {
   for (const std::string& name : list_names(marker_directory, kEntriesMax)) {
     if (name.rfind(kMarker, 0) != 0) continue;
     const std::string bus = name.substr(std::strlen(kMarker));
-    write_attribute(sysfs_ + kDevices + "usb" + bus + kInterfaceDefault, "1");
-    unlink((marker_directory + "/" + name).c_str());
+    write_attribute(interface_default(bus), "1");
+    unlink(marker_of(marker_directory, bus).c_str());
   }
 }
 

@@ -35,6 +35,7 @@ class Binding {
   [[nodiscard]] Result<void> bind(const std::string& port) const;
 
  private:
+  [[nodiscard]] std::string interface_default(const std::string& bus) const;
   [[nodiscard]] std::set<std::string> unauthorised(const std::string& bus) const;
   void authorise(const std::string& interface, bool probe) const;
   std::string sysfs_;
