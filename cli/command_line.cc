@@ -183,6 +183,7 @@ Result<void> check_option_values(Invocation* out, const RawArguments& raw) {
   if (limit->has_value()) out->limit = static_cast<std::uint32_t>(**limit);
   out->optional = given(raw, OptionId::kOptional) != nullptr;
   out->follow = given(raw, OptionId::kFollow) != nullptr;
+  out->tree = given(raw, OptionId::kTree) != nullptr;
   out->undo = given(raw, OptionId::kUndo) != nullptr;
   out->status = given(raw, OptionId::kStatus) != nullptr;
   if (out->undo && out->status) return bad("--undo and --status exclude each other");

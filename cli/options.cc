@@ -33,6 +33,7 @@ constexpr std::array kOptions = {
                false},
     OptionSpec{OptionId::kValid, "valid", 0, "DURATION", "the token can be used for so long (1h)", false},
     OptionSpec{OptionId::kAddress, "address", 0, "LIST", "where other hosts reach this one: HOST:PORT,...", false},
+    OptionSpec{OptionId::kTree, "tree", 0, nullptr, "below the hosts that the devices are plugged into", false},
     OptionSpec{OptionId::kUndo, "undo", 0, nullptr, "take out again what was put in", false},
     OptionSpec{OptionId::kStatus, "status", 0, nullptr, "only say how things are", false},
 };

@@ -33,6 +33,7 @@ enum class OptionId : std::uint8_t {
   kPoweredOff,
   kValid,
   kAddress,
+  kTree,
   kUndo,
   kStatus,
 };

@@ -34,7 +34,7 @@ std::span<const Verb> all_verbs() {
   using enum ArgumentKind;
   using enum OptionId;
   static const std::vector<Verb> kVerbs = {
-      {.name = "list", .summary = "the devices, who has them and until when", .run = verb_list},
+      {.name = "list", .summary = "the devices, who has them and until when", .options = {kTree}, .run = verb_list},
       {.name = "info", .summary = "all about one device", .arguments = {kDevice}, .run = verb_info},
       {.name = "attach",
        .summary = "lease devices for a running guest and plug them in",

@@ -61,6 +61,7 @@ struct Invocation {
   std::string reason;
   bool optional = false;
   bool follow = false;
+  bool tree = false;
   bool undo = false;
   bool status = false;
   std::string host;

@@ -26,7 +26,7 @@ void add_home(Facts* facts, const record::Presence& home) {
   const auto& instance = home.instance();
   const auto& identity = home.identity();
   facts->add("Home", instance.host_id() + (home.present() ? "" : " (absent)"));
-  facts->add_if("Absent because", home.detail());
+  facts->add_if(home.present() ? "Where" : "Absent because", home.detail());
   if (home.present()) facts->add("Instance", std::to_string(instance.counter()) + " of boot " + instance.boot_id());
   facts->add_if("Kind", kind_name(identity.kind()));
   facts->add_if("Address", identity.address());

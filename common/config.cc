@@ -385,7 +385,8 @@ Setters device_setters(DeviceConfig& d) {
           {"guests", guest_list(d.guests)},
           {"until_max", duration(d.until_max_s)},
           {"isolation", boundary_ms(d.isolation_ms, 3600)},
-          {"min_rung", one_of<Rung>(d.min_rung, rung_choices())}};
+          {"min_rung", one_of<Rung>(d.min_rung, rung_choices())},
+          {"reset", one_of<bool>(d.reset, {{"yes", true}, {"no", false}})}};
 }
 
 std::string names_of(const Setters& setters) {

@@ -30,6 +30,7 @@ struct DeviceConfig {
   std::uint64_t until_max_s = 0;    // 0: no limit
   std::uint32_t isolation_ms = 0;   // 0: the session's ttl
   Rung min_rung = Rung::kNone;
+  bool reset = true;  // with usb: by the bus, before each holder
 };
 
 enum class ReadAccess : std::uint8_t { kNobody, kEveryone };

@@ -55,6 +55,8 @@ Refusal restrict_command(const std::string& host_id, const lease::State* state, 
                   c.mutable_release()->mutable_principal());
     case Body::kConfirmFenced:
       return of_itself(host_id, c.confirm_fenced().instance().host_id(), "confirm a fence");
+    case Body::kNoteRefusals:
+      return of_itself(host_id, c.note_refusals().host_id(), "note refusals");
     // What a person wants, whose host has seen to it that he may.
     case Body::kRevoke:
       return own_principal(host_id, c.mutable_revoke()->mutable_principal());

@@ -23,8 +23,6 @@ constexpr std::uint32_t kReplugWaitMs = 60'000;
 constexpr std::int32_t kReplugPriority = 100;
 constexpr std::uint64_t kGiveBackRetryNs = 1'000 * lease::kNsPerMs;
 
-UsbHolder this_process() { return {getpid(), process_start_ticks(getpid()).value_or(0)}; }
-
 lease::Timing timing_of(const Config& config) {
   return lease::Timing{config.ttl_ms, config.renewal_ms, config.grace_ms, config.drift_ppm};
 }
@@ -102,6 +100,7 @@ HostAgent::HostAgent(const Config& config, const record::Host& self, cluster::Co
           std::make_unique<UsbHome>(device, home_context_, *gate_, usb_hooks_, HomeRole::kManaged);
     }
   }
+  if (!usb_homes_.empty()) refusals_.emplace(*gate_, link_, self.id(), [this] { return calm_devices(); });
 }
 
 void HostAgent::start() {
@@ -504,6 +503,14 @@ bool HostAgent::usb_in_use(const std::string& device) const {
   if (start == nullptr || (start->process && !start->process->alive())) return false;  // it has ended
   if (lease.attach()) return attachments_.may_have(device);
   return start->process && !given_up_.contains({lease.start().nonce(), lease.token()});
+}
+
+std::map<std::string, UsbRefusals::Calm> HostAgent::calm_devices() const {
+  std::map<std::string, UsbRefusals::Calm> out;
+  for (const auto& [name, home] : usb_homes_) {
+    if (const auto place = home->calm_place()) out[name] = {*place, home->dead_through()};
+  }
+  return out;
 }
 
 // What was attached, Attachments takes out again. What the guest's own XML names, nobody else does.

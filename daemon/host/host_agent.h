@@ -29,6 +29,7 @@
 #include "daemon/host/usb_bus.h"
 #include "daemon/host/usb_gate.h"
 #include "daemon/host/usb_home.h"
+#include "daemon/host/usb_refusals.h"
 
 namespace usblease::host {
 
@@ -122,6 +123,7 @@ class HostAgent {
   [[nodiscard]] bool is_opened_by_xml(const record::Lease& lease) const;
   void before_start(const record::Start& start, const std::function<void(Result<void>)>& ready);
   [[nodiscard]] bool usb_in_use(const std::string& device) const;
+  [[nodiscard]] std::map<std::string, UsbRefusals::Calm> calm_devices() const;
   void give_up_usb(const record::Lease& lease, const UsbPlace& place);
   void destroy_holder(const record::Lease& lease);
   void ask_again(const record::Device& device);
@@ -147,6 +149,7 @@ class HostAgent {
   UsbHooks usb_hooks_;
   std::map<std::string, std::unique_ptr<EndpointHome>> endpoints_;  // by device; it has one home here, of a kind
   std::map<std::string, std::unique_ptr<UsbHome>> usb_homes_;
+  std::optional<UsbRefusals> refusals_;
   std::map<std::string, record::Lease> unplugged_;            // leases that stood when it went, by device
   std::set<std::pair<std::string, std::uint64_t>> given_up_;  // start's nonce, token: QEMU has it no more
   std::map<std::string, std::uint64_t> kept_;                 // device → token that is open for its start

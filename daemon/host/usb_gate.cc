@@ -1,7 +1,16 @@
 #include "daemon/host/usb_gate.h"
 
+#include <fcntl.h>
+#include <linux/usbdevice_fs.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
 #include <utility>
 
+#include "common/fd.h"
 #include "common/log.h"
 #include "common/main_loop.h"
 #include "common/usb_sysfs.h"
@@ -12,6 +21,15 @@
 
 namespace usblease::host {
 namespace {
+
+Result<void> reset_device(const UsbPlace& place) {
+  std::array<char, 32> node{};
+  std::snprintf(node.data(), node.size(), "/dev/bus/usb/%03u/%03u", place.bus, place.device);
+  const UniqueFd fd(open(node.data(), O_RDWR | O_CLOEXEC));
+  if (!fd) return fail_errno(node.data(), errno);
+  if (ioctl(fd.get(), USBDEVFS_RESET) == 0) return {};
+  return fail_errno("resetting the USB device at " + place.port + " (reset=no leaves that out)", errno);
+}
 
 class SysfsGate final : public UsbGate {
  public:
@@ -48,14 +66,20 @@ class SysfsGate final : public UsbGate {
         "fence " + place.port, [=] { return usb_kernel_fence::look(place); }, std::move(done));
   }
 
-  void bind(const UsbPlace& place, Done<void> done) override {
+  void count_refused(const std::vector<UsbPlace>& places, Done<std::vector<std::uint64_t>> done) override {
+    run<std::vector<std::uint64_t>>(
+        "refusals", [=] { return usb_kernel_fence::count_refused(places); }, std::move(done));
+  }
+
+  void bind(const UsbPlace& place, bool reset, Done<void> done) override {
     run<void>(
         "driver " + place.port,
         [=, binding = binding_, run_dir = run_dir_]() -> Result<void> {
           if (usb::Sysfs().inode_at(place.port) != place.inode)
             return fail(ErrorCode::kUnavailable, "it was unplugged from " + place.port);
           if (auto unbound = binding.unbind(place.port); !unbound) return unbound;
-          return binding.bind_without_drivers(place.port, run_dir);
+          if (auto bound = binding.bind_without_drivers(place.port, run_dir); !bound) return bound;
+          return reset ? reset_device(place) : Result<void>();
         },
         std::move(done));
   }

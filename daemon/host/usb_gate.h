@@ -6,25 +6,17 @@
 // loop.
 #pragma once
 
-#include <sys/types.h>
-
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "common/error.h"
+#include "daemon/host/usb_holder.h"
 #include "daemon/host/usb_place.h"
 
 namespace usblease::host {
-
-// A process of this boot.
-struct UsbHolder {
-  pid_t pid = 0;
-  std::uint64_t start_ticks = 0;
-
-  bool operator==(const UsbHolder&) const = default;
-};
 
 struct UsbLease {
   std::uint64_t token = 0;
@@ -54,8 +46,13 @@ class UsbGate {
   // What the kernel has; token 0: nothing.
   virtual void look(const UsbPlace& place, Done<UsbLease> done) = 0;
 
-  // Fresh for its holder: unbound, whoever had it, and bound again without the host's own drivers.
-  virtual void bind(const UsbPlace& place, Done<void> done) = 0;
+  // How many calls it has refused since each is managed, in the same order; 0: not in its table.
+  virtual void count_refused(const std::vector<UsbPlace>& places, Done<std::vector<std::uint64_t>> done) = 0;
+
+  // Fresh for its holder: unbound, whoever had it, bound again without the host's own drivers, and, with `reset`,
+  // reset: a driver that is unbound in the middle of a transfer leaves the device waiting for the rest. For the reset
+  // this process must be its holder.
+  virtual void bind(const UsbPlace& place, bool reset, Done<void> done) = 0;
   // Every open handle and every queued transfer is dead when it is done. Unplugged meanwhile: fine.
   virtual void unbind(const UsbPlace& place, Done<void> done) = 0;
 };

@@ -92,6 +92,7 @@ void UsbHome::report() {
 
 void UsbHome::describe(record::Identity& identity) const {
   identity.set_kind(record::DEVICE_KIND_USB);
+  if (known_ == Known::kPresent) identity.set_address(seen_.name);
   identity.set_vendor(config_.usb ? config_.usb->vendor : seen_.vendor);
   identity.set_product(config_.usb ? config_.usb->product : seen_.product);
   identity.set_serial(seen_.serial.empty() && config_.usb ? config_.usb->serial : escape_text(seen_.serial));
@@ -109,6 +110,8 @@ void UsbHome::on_record(const record::Device& device) {
     return submit_confirmation(l->token(), "fenced before");
   adopt_open(*l);
 }
+
+std::optional<UsbPlace> UsbHome::calm_place() const { return opening_ || ending_ ? std::nullopt : place_; }
 
 // --- Opening -----------------------------------------------------------------------------------------
 
@@ -199,7 +202,8 @@ void UsbHome::armed_on_disk(std::uint64_t token, const Result<void>& stored) {
                  {{"DEVICE", config_.name}, {"ERROR", kernel.error().message}});
     return bind(token, {});
   }
-  gate_.arm(opening_->place, {token, deadline_ns}, opening_->holder,
+  // This process first: it resets the device.
+  gate_.arm(opening_->place, {token, deadline_ns}, this_process(),
             [this, alive = std::weak_ptr(alive_), token](const Result<void>& armed) {
               if (!alive.expired()) bind(token, armed);
             });
@@ -208,7 +212,7 @@ void UsbHome::armed_on_disk(std::uint64_t token, const Result<void>& stored) {
 void UsbHome::bind(std::uint64_t token, const Result<void>& armed) {
   if (!opening_ || opening_->token != token) return;
   if (!armed) return give_up_opening(armed.error().message);
-  gate_.bind(opening_->place, [this, alive = std::weak_ptr(alive_), token](const Result<void>& result) {
+  gate_.bind(opening_->place, config_.reset, [this, alive = std::weak_ptr(alive_), token](const Result<void>& result) {
     if (!alive.expired()) bound(token, result);
   });
 }
@@ -220,12 +224,11 @@ void UsbHome::bound(std::uint64_t token, const Result<void>& result) {
   Opening opened = std::move(*opening_);
   opening_.reset();
   set_open(token, opened.place, opened.in_kernel, context_.session.deadline({config_.name, token}));
-  if (open_->in_kernel) gate_.extend(open_->place, {token, open_->deadline_ns});
   log::info("open for its holder", {{"DEVICE", config_.name},
                                     {"TOKEN", std::to_string(token)},
                                     {"GUEST_UUID", lease()->start().guest_uuid()},
                                     {"PORT", opened.place.port}});
-  opened.done(opened.place);
+  change_holder(opened.holder, std::move(opened.done));
 }
 
 void UsbHome::give_up_opening(const std::string& why) {

@@ -51,6 +51,11 @@ class UsbHome final : public DeviceHome {
   // that is. Again, for another process: it has the device from then on.
   void open_for(std::uint64_t token, const UsbHolder& holder, Done done);
 
+  // Where it is while it is neither being opened nor fenced.
+  [[nodiscard]] std::optional<UsbPlace> calm_place() const;
+  // The greatest token whose end has begun.
+  [[nodiscard]] std::uint64_t dead_through() const { return dead_through_; }
+
  private:
   struct Opening {
     std::uint64_t token;

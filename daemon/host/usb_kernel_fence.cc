@@ -1,5 +1,6 @@
 #include "daemon/host/usb_kernel_fence.h"
 
+#include <map>
 #include <utility>
 
 #ifdef USBLEASE_KERNEL_FENCE
@@ -65,6 +66,21 @@ Result<UsbLease> look(const UsbPlace& place) {
   return UsbLease{};
 }
 
+Result<std::vector<std::uint64_t>> count_refused(const std::vector<UsbPlace>& places) {
+  const auto fence = fence::KernelFence::open();
+  if (!fence) return fail(ErrorCode::kUnavailable, fence.error().message);
+  const auto table = fence->managed();
+  if (!table) return tl::unexpected(table.error());
+  std::map<fence::DeviceNumber, std::uint64_t> refused;
+  for (const fence::Managed& managed : *table) refused[managed.device] = managed.refused;
+  std::vector<std::uint64_t> out;
+  for (const UsbPlace& place : places) {
+    const auto number = fence::device_number(place.bus, place.device);
+    out.push_back(number ? refused[*number] : 0);
+  }
+  return out;
+}
+
 #else
 namespace {
 
@@ -80,6 +96,7 @@ Result<void> arm(const UsbPlace& /*place*/, const UsbLease& /*lease*/, const Usb
 Result<void> extend(const UsbPlace& /*place*/, const UsbLease& /*lease*/) { return not_built(); }
 Result<void> disarm(const UsbPlace& /*place*/, std::uint64_t /*token*/) { return not_built(); }
 Result<UsbLease> look(const UsbPlace& /*place*/) { return not_built(); }
+Result<std::vector<std::uint64_t>> count_refused(const std::vector<UsbPlace>& /*places*/) { return not_built(); }
 #endif
 
 }  // namespace usblease::host::usb_kernel_fence

@@ -4,6 +4,9 @@
 // May block for as long as another program holds the fence's lock.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "common/error.h"
 #include "daemon/host/usb_gate.h"
 
@@ -14,5 +17,6 @@ Result<void> arm(const UsbPlace& place, const UsbLease& lease, const UsbHolder& 
 Result<void> extend(const UsbPlace& place, const UsbLease& lease);
 Result<void> disarm(const UsbPlace& place, std::uint64_t token);
 Result<UsbLease> look(const UsbPlace& place);
+Result<std::vector<std::uint64_t>> count_refused(const std::vector<UsbPlace>& places);
 
 }  // namespace usblease::host::usb_kernel_fence

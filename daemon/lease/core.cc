@@ -89,6 +89,8 @@ void Step::run(const command::Command& c) {
       return rotate_certificates(c.rotate_certificates());
     case Body::kNoteCertificate:
       return note_certificate(c.note_certificate());
+    case Body::kNoteRefusals:
+      return note_refusals(c.note_refusals());
     case Body::BODY_NOT_SET:
       return refuse(command::CODE_BAD_REQUEST, "an empty command");
   }

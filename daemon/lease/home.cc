@@ -277,6 +277,19 @@ void Step::report_device(const command::ReportDevice& c) {
   grant_waiting();
 }
 
+// Worth a record: somebody tried what he may not. The device's state does not change.
+void Step::note_refusals(const command::NoteRefusals& c) {
+  record::Device* device = find(c.device());
+  if (device == nullptr || presence_at(*device, c.host_id()) == nullptr) return;
+  record::Event e;
+  e.set_kind("refused");
+  e.set_device(c.device());
+  e.set_host(c.host_id());
+  e.set_text(std::to_string(c.calls()) + " calls on it without a lease; the log of usblease-fence on " + c.host_id() +
+             " says whose");
+  event(std::move(e));
+}
+
 void Step::forget_device(const command::ForgetDevice& c) {
   record::Device* device = find(c.device());
   record::Presence* home = device != nullptr ? presence_at(*device, c.host_id()) : nullptr;

@@ -50,6 +50,7 @@ class Step {
   void register_host(const command::RegisterHost& c);
   void report_device(const command::ReportDevice& c);
   void forget_device(const command::ForgetDevice& c);
+  void note_refusals(const command::NoteRefusals& c);
   void host_gone(const command::HostGone& c);
   void declare_dead(const command::DeclareDead& c);
   void new_epoch(const command::NewEpoch& c);

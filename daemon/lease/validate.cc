@@ -139,6 +139,11 @@ Checked check(const command::NoteCertificate& c) {
   return first_error(check_identifier("the host", c.host_id()), check_certificate(c.certificate()));
 }
 
+Checked check(const command::NoteRefusals& c) {
+  if (c.calls() == 0) return bad_field("the number of calls", "at least 1");
+  return first_error(check_device_name(c.device()), check_identifier("the host", c.host_id()));
+}
+
 Checked check(const command::Restore& c) {
   if (c.devices_size() > static_cast<int>(kDevicesPerMessageMax))
     return bad_field("the list of devices", "at most 4096 in one part");
@@ -206,6 +211,8 @@ Result<void> validate(const command::Command& command) {
       return check(command.rotate_certificates());
     case Body::kNoteCertificate:
       return check(command.note_certificate());
+    case Body::kNoteRefusals:
+      return check(command.note_refusals());
     case Body::BODY_NOT_SET:
       break;
   }

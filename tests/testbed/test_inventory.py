@@ -31,7 +31,7 @@ def setUpModule():
 class Inventory(unittest.TestCase):
     def where(self, device):
         """Where the daemon says that it is."""
-        return re.search(r"^Absent because: +(.*); devices on", HOST.output(f"usblease info {device}"), re.MULTILINE).group(1)
+        return re.search(r"^(Where|Absent because): +(.*)", HOST.output(f"usblease info {device}"), re.MULTILINE).group(2)
 
     def wait_where(self, device, pattern):
         waiting.wait_until(

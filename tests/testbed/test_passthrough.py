@@ -1,6 +1,8 @@
 """usbleased, libvirt and a device on the host's own bus: who gets it, how he loses it, and that nobody else ever does."""
 
 import json
+import random
+import time
 import unittest
 
 import waiting
@@ -23,16 +25,21 @@ class Passthrough(unittest.TestCase):
         host.start()
         host.make_disk("STICK")
         host.run(f"cat >{CONFIG_FILE} <<'END'\n{CONFIG}END")
-        host.run("usblease-fence serve >/tmp/serve.log 2>&1 </dev/null &")
-        waiting.wait_until("the fence", lambda: host.run("usblease-fence status", check=False).code == 0, 60)
+        cls.start_fencer()
         host.install_hook()
         host.start_libvirt()
         cls.start_daemon()
         host.plug("usb-storage", "STICK")
         for name in ("a", "b"):  # their own XML names the device
             host.define(name, host.by_id(0x46F4, 0x0001))
-        host.define("c")  # it gets what is attached to it
+        for name in ("c", "d"):  # they get what is attached to them
+            host.define(name)
         cls.wait_device("free")
+
+    @classmethod
+    def start_fencer(cls):
+        cls.host.run("usblease-fence serve >>/tmp/serve.log 2>&1 </dev/null &")
+        waiting.wait_until("the fence", lambda: cls.host.run("usblease-fence status", check=False).code == 0, 60)
 
     @classmethod
     def start_daemon(cls):
@@ -65,7 +72,7 @@ class Passthrough(unittest.TestCase):
         return int(self.device()["lease"]["token"])
 
     def tearDown(self):
-        for name in "abc":
+        for name in "abcd":
             self.host.run(f"virsh -q destroy {name}", check=False)
         self.wait_device("free")
 
@@ -142,20 +149,98 @@ class Passthrough(unittest.TestCase):
         self.assertGreater(seen["count"].get("R", 0), 0)
         self.assertGreater(int(self.host.fence_status("deadline_ns", self.host.node("STICK"))), seen["R"])
 
-    def test_without_a_daemon_it_stops_at_the_deadline(self):
+    # ---- the deadline: what the fence knows and what the guest says, stamped by one clock
+
+    def expire(self, faults):
+        """Runs the commands while guest a reads, and watches it over its deadline; returns when that was."""
         self.host.start_guest("a")
         self.host.wait_reading("a")
         node = self.host.node("STICK")
-        self.host.run("kill -9 $(pidof usbleased)")
-        watched = self.host.watch("a", 10_000, 60_000)
+        self.host.run(faults)
+        watched = self.host.watch("a", 7000, 60_000)
         deadline_ns = int(self.host.fence_status("deadline_ns", node))
         seen = watched()
         late_ms = (seen["R"] - deadline_ns) / 1e6
         print(f"          the guest's last reading: {late_ms:.1f} ms after the deadline", flush=True)
         self.assertLess(int(self.host.fence_status("last_allowed_ns", node)), deadline_ns)
-        waiting.wait_until("the fencer to unbind it", lambda: self.bound() == "no", 30)
+        return deadline_ns
+
+    def recover(self):
         self.start_daemon()
         self.wait_device("free")
+
+    def test_with_a_frozen_daemon_it_stops_at_the_deadline(self):
+        self.expire("kill -STOP $(pidof usbleased)")
+        waiting.wait_until("the fencer to unbind it", lambda: self.bound() == "no", 30)
+        self.host.run("kill -CONT $(pidof usbleased)")
+        self.wait_device("free")
+
+    def test_with_nobody_of_us_alive_it_stops_at_the_deadline(self):
+        self.expire("kill -9 $(pidof usbleased usblease-fence)")
+        self.assertEqual(self.bound(), "yes", "nobody is left to unbind it")
+        self.start_fencer()
+        waiting.wait_until("the fencer to unbind it", lambda: self.bound() == "no", 30)
+        self.recover()
+
+    def test_qemu_that_sleeps_over_the_deadline_wakes_up_without_it(self):
+        self.host.start_guest("a")
+        self.host.wait_reading("a")
+        node = self.host.node("STICK")
+        self.host.run("kill -STOP $(pidof qemu-system-x86_64); kill -9 $(pidof usbleased)")
+        self.addCleanup(lambda: self.host.run("kill -CONT $(pidof qemu-system-x86_64)", check=False))
+        deadline_ns = int(self.host.fence_status("deadline_ns", node))
+        waiting.wait_until("the deadline", lambda: float(self.host.output("cat /proc/uptime").split()[0]) * 1e9 > deadline_ns, 30)
+        watched = self.host.watch("a", 5000, 60_000)
+        self.host.run("kill -CONT $(pidof qemu-system-x86_64)")
+        self.assertLessEqual(watched()["count"].get("R", 0), 1, "no more than what it had read before it slept")
+        self.assertLess(int(self.host.fence_status("last_allowed_ns", node)), deadline_ns)
+        self.recover()
+
+    # ---- many times
+
+    def holders(self):
+        """Guests whose QEMU has the device open."""
+        node = self.host.node("STICK")
+        script = f"""for pid in $(pidof qemu-system-x86_64); do ls -l /proc/$pid/fd | grep -q ' {node}$' &&
+            tr '\\0' '\\n' </proc/$pid/cmdline | grep -o '^guest=[^,]*'; done; true"""
+        return self.host.output(script).replace("guest=", "").split()
+
+    def attach(self, guest):
+        self.host.run(f"usblease attach {guest} stick")
+        return self.token()
+
+    def test_handovers_between_two_guests(self):
+        for name in "cd":
+            self.host.start_guest(name)
+        tokens = []
+        for turn in range(10):
+            guest = "cd"[turn % 2]
+            tokens.append(self.attach(guest))
+            self.assertEqual(self.holders(), [guest])
+            self.host.run(f"usblease detach {guest} stick")
+        self.assertEqual(tokens, sorted(set(tokens)))
+        self.wait_device("free")
+        self.assertEqual(self.holders(), [])
+
+    def test_unplugged_at_any_instant(self):
+        seed = random.randrange(1 << 32)
+        print(f"          seed {seed}", flush=True)
+        instants = random.Random(seed)
+        for name in "cd":
+            self.host.start_guest(name)
+        for _ in range(5):
+            self.host.run("usblease attach c stick >/tmp/attach.log 2>&1 </dev/null &")
+            time.sleep(instants.uniform(0, 1.5))  # the instant of the fault, not a wait
+            self.host.unplug("STICK")
+            self.wait_device("absent")
+            waiting.wait_until("attach to end", lambda: self.host.run("pidof usblease", check=False).code != 0, 60)
+            self.host.plug("usb-storage", "STICK")
+            waiting.wait_until("it to be back", lambda: self.device()["homes"][0].get("present"), 60)
+            self.assertIn(self.holders(), ([], ["c"]))
+        self.host.run("virsh -q destroy c")
+        self.wait_device("free")
+        self.attach("d")
+        self.assertEqual(self.holders(), ["d"], "nothing of what happened to it matters to the next one")
 
     def test_past_us_libvirt_gets_nothing(self):
         node = self.host.node("STICK")
@@ -165,6 +250,18 @@ class Passthrough(unittest.TestCase):
         self.assertNotEqual(refused.code, 0, refused.output)
         self.assertNotIn("hostdev", self.host.output("virsh dumpxml c"))
 
+    def test_who_tries_without_a_lease_is_on_record(self):
+        node = self.host.node("STICK")
+
+        def refused():
+            self.host.run(f"/testbed/usb-user open {node}", check=False)
+            events = json.loads(self.host.output("usblease events --json"))["events"]
+            return [event for event in events if event["kind"] == "refused"]
+
+        event = waiting.wait_until("an event", refused, 60)[-1]
+        self.assertEqual((event["device"], event["host"]), ("stick", "a"))
+        self.assertIn("to usb-user (process ", self.host.output("cat /tmp/serve.log"), "that is whose it was")
+
     def test_restored_guest_has_it_under_a_lease_or_not_at_all(self):
         self.host.start_guest("a")
         self.host.wait_reading("a")
@@ -173,7 +270,7 @@ class Passthrough(unittest.TestCase):
         self.wait_device("free")
         self.host.run("virsh -q start a", timeout_s=120)
         self.wait_device("a", above=first)
-        seen = self.host.watch("a", 20_000, 20_000)()
+        seen = self.host.watch("a", 8000, 8000)()
         self.assertGreater(sum(seen["count"].values()), 0, "it goes on, whatever it reads")
         self.host.run("usblease revoke stick --reason 'it is wanted elsewhere'")
         self.wait_device("free")

@@ -86,6 +86,31 @@ START_TEST(list_is_a_table) {
 }
 END_TEST
 
+START_TEST(list_as_a_tree) {
+  api::ServerFrame reply = list_reply();
+  auto* view = reply.mutable_list_devices()->add_devices();
+  view->mutable_device()->set_name("stick");
+  view->set_state("free");
+  auto* home = view->mutable_device()->add_homes();
+  home->mutable_instance()->set_host_id("host1");
+  home->mutable_identity()->set_address("1-2.4");
+  home->set_present(true);
+  home = view->mutable_device()->add_homes();
+  home->mutable_instance()->set_host_id("host2");
+  home->mutable_identity()->set_address("3-1");
+  const auto tree = exchange({"list", "--tree"}, reply);
+  ends_well(tree);
+  check_text(tree.outcome.out,
+             " host1\n"
+             " +- 1-2.4              stick    free      -\n"
+             " +- unix:/run/dongle   dongle   granted   vm1\n"
+             " host2\n"
+             " +- -   stick   absent   -\n"
+             " no home\n"
+             " +- -   hsm   absent   -\n");
+}
+END_TEST
+
 START_TEST(list_as_json) {
   api::ServerFrame reply;
   auto* view = reply.mutable_list_devices()->add_devices();
@@ -347,6 +372,7 @@ TCase* verb_cases() {
   tcase_set_timeout(cases, 60);
   tcase_add_unchecked_fixture(cases, make_test_directory, remove_test_directory);
   tcase_add_test(cases, list_is_a_table);
+  tcase_add_test(cases, list_as_a_tree);
   tcase_add_test(cases, list_as_json);
   tcase_add_test(cases, info_tells_all);
   tcase_add_test(cases, queue_is_a_table);

@@ -53,6 +53,9 @@ START_TEST(what_the_coordinator_decides_no_host_says) {
   command.mutable_note_certificate()->set_in_use(true);
   ck_assert(!restrict_command("p", nullptr, command));
   ck_assert(restrict_command("q", nullptr, command).has_value());
+  command.mutable_note_refusals()->set_host_id("p");
+  ck_assert(!restrict_command("p", nullptr, command));
+  ck_assert(restrict_command("q", nullptr, command).has_value());
   command.mutable_restore();
   ck_assert(restrict_command("p", nullptr, command).has_value());
   command.Clear();

@@ -47,7 +47,7 @@ START_TEST(every_key) {
       "[hook]\ndeadline_ms=1000\n"
       "[device a]\nendpoint=tcp:[::1]:4000\nguests=web;3E3FCE45-4F53-4FA7-BB32-11F34168B82B\nuntil_max=2h30m\n"
       "isolation=9s\nmin_rung=relay\n"
-      "[device b]\r\nusb=0529:0001:HASP 42\r\nisolation=5m\r\n");
+      "[device b]\r\nusb=0529:0001:HASP 42\r\nisolation=5m\r\nreset=no\r\n");
   ck_assert_text_eq(c.host_id, "node1.example");
   ck_assert_text_eq(c.state_dir, "/srv/state");
   ck_assert_text_eq(c.run_dir, "/srv/run");
@@ -82,6 +82,7 @@ START_TEST(every_key) {
   ck_assert_text_eq(b.usb->serial, "HASP 42");
   ck_assert_uint_eq(b.isolation_ms, 300'000);
   ck_assert(b.min_rung == Rung::kNone);
+  ck_assert(!b.reset && c.devices[0].reset);
 }
 END_TEST
 
@@ -129,7 +130,7 @@ const struct {
     {"[daemon]\nhostid=x\n", "x.conf:2: [daemon] hostid: no such key; allowed here are: host_id, libvirt_run_dir"},
     {"[device d]\nserial=x\n",
      "x.conf:2: [device d] serial: no such key; allowed here are: endpoint, guests, isolation, min_rung, port, "
-     "until_max, usb"},
+     "reset, until_max, usb"},
     {"[hook]\n[daemon]\n[hook]\n", "x.conf:3: [hook]: this group is given twice; join the two"},
     {"[device d]\nusb=0001:0002\n[device d]\n", "x.conf:3: [device d]: this group is given twice; join the two"},
     {"[daemon]\nhost_id=a\nhost_id=b\n", "x.conf:3: [daemon] host_id: this key is given twice; keep one"},

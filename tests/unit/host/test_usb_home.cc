@@ -4,62 +4,20 @@
 
 #include "tests/unit/host/agent_fixture.h"
 #include "tests/unit/host/fake_qemu.h"
+#include "tests/unit/host/fake_usb_gate.h"
 
 namespace usblease::host {
 namespace {
 
 using test::AgentFixture;
 using test::Child;
+using test::FakeGate;
 using test::kGuestUuid;
 using test::run_posted;
 using test::run_until;
 using test::SilentInput;
 
 constexpr const char* kNoPort = "";
-
-// Both doors move at once, unless they are told not to; what was asked of them is kept in order.
-class FakeGate final : public UsbGate {
- public:
-  bool kernel = true;
-  bool stuck = false;  // the driver does not answer
-  std::vector<std::string> calls;
-  UsbLease armed;
-  UsbHolder holder;
-
-  [[nodiscard]] Result<void> check_kernel() const override {
-    return kernel ? Result<void>() : fail(ErrorCode::kUnavailable, "no fence here");
-  }
-  void arm(const UsbPlace& place, const UsbLease& lease, const UsbHolder& by, Done<void> done) override {
-    calls.push_back("arm " + place.port);
-    armed = lease;
-    holder = by;
-    answer(std::move(done), check_kernel());
-  }
-  void extend(const UsbPlace& /*place*/, const UsbLease& lease) override {
-    if (lease.token == armed.token) armed = lease;
-  }
-  void disarm(const UsbPlace& place, std::uint64_t token, Done<void> done) override {
-    calls.push_back("disarm " + place.port);
-    if (armed.token == token) armed.deadline_ns = 0;
-    answer(std::move(done), check_kernel());
-  }
-  void look(const UsbPlace& /*place*/, Done<UsbLease> done) override {
-    post([done = std::move(done), lease = armed] { done(lease); });
-  }
-  void bind(const UsbPlace& place, Done<void> done) override {
-    calls.push_back("bind " + place.port);
-    answer(std::move(done), {});
-  }
-  void unbind(const UsbPlace& place, Done<void> done) override {
-    calls.push_back("unbind " + place.port);
-    if (!stuck) answer(std::move(done), {});
-  }
-
- private:
-  static void answer(Done<void> done, const Result<void>& result) {
-    post([done = std::move(done), result] { done(result); });
-  }
-};
 
 std::vector<DeviceConfig> stick() {
   DeviceConfig device;
@@ -136,8 +94,9 @@ START_TEST(it_is_opened_for_the_guests_qemu_alone) {
   Host h;
   Child qemu(h.f.pid_file(), kGuestUuid);
   h.attach();
-  const std::vector<std::string> expected = {"arm 1-2", "bind 1-2"};
+  const std::vector<std::string> expected = {"arm 1-2", "bind 1-2", "arm 1-2"};
   ck_assert(h.gate.calls == expected);
+  ck_assert_int_eq(h.gate.reset_by, getpid());
   ck_assert_int_eq(h.gate.holder.pid, qemu.pid());
   ck_assert_uint_eq(h.gate.armed.token, h.token());
   ck_assert_uint_gt(h.gate.armed.deadline_ns, boottime_now_ns());
@@ -181,7 +140,7 @@ START_TEST(unbound_is_enough_with_the_kernel) {
   h.revoke();
   ck_assert(h.f.phase_becomes("stick", "free"));
   ck_assert(h.f.hypervisor->destroyed.empty());
-  const std::vector<std::string> expected = {"arm 1-2", "bind 1-2", "disarm 1-2", "unbind 1-2"};
+  const std::vector<std::string> expected = {"arm 1-2", "bind 1-2", "arm 1-2", "disarm 1-2", "unbind 1-2"};
   ck_assert(h.gate.calls == expected);
 }
 END_TEST

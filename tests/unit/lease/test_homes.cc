@@ -76,6 +76,26 @@ START_TEST(an_absent_device_is_granted_when_it_appears) {
 }
 END_TEST
 
+START_TEST(refused_calls_are_on_record_and_change_nothing) {
+  World w = leased({.counter = 5});
+  command::Command command;
+  command::NoteRefusals& c = *command.mutable_note_refusals();
+  c.set_device("dongle");
+  c.set_host_id("h1");
+  ck_assert_int_eq(w.apply(command).status().code(), command::CODE_BAD_REQUEST);  // none
+  c.set_calls(7);
+  const std::string before = w.holder("dongle");
+  ck_assert_int_eq(w.apply(command).status().code(), command::CODE_OK);
+  ck_assert_int_eq(w.last.events.size(), 1);
+  ASSERT_TEXT(w.last.events[0].kind(), "refused");
+  ASSERT_TEXT(w.last.events[0].host(), "h1");
+  ASSERT_TEXT(w.holder("dongle"), before);
+  c.set_host_id("h9");  // no home of it
+  ck_assert_int_eq(w.apply(command).status().code(), command::CODE_OK);
+  ck_assert(w.last.events.empty());
+}
+END_TEST
+
 START_TEST(an_older_instance_is_refused_whole) {
   World w = leased({.counter = 5});
   const auto before = entries_of(w.state());
@@ -587,6 +607,7 @@ int main() {
   return run_suite("homes", {a_replug_ends_the_lease_and_passes_nothing_on,
                              absence_is_not_confirmation,
                              an_absent_device_is_granted_when_it_appears,
+                             refused_calls_are_on_record_and_change_nothing,
                              an_older_instance_is_refused_whole,
                              a_roaming_device_moves_when_its_old_home_lets_go,
                              a_roaming_device_moves_away_from_a_home_that_is_gone,
