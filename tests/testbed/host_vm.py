@@ -139,12 +139,22 @@ class HostVm:
         self._agent = Lines(self._directory / "agent", self._qemu.check_alive)
         self._qmp.receive(10)
         self.qmp("qmp_capabilities")
+        self._wait_booted()
+        self.boot_s = time.monotonic() - begun
+        return self
+
+    def _wait_booted(self):
         try:
             self.kernel = self._agent.receive(BOOT_S)["hello"]
         except waiting.TimedOut:
             raise waiting.TimedOut(f"host {self.name} did not boot; its console:\n{self.console.tail(30)}") from None
-        self.boot_s = time.monotonic() - begun
-        return self
+
+    def reset(self):
+        """Loses power for a moment, without a word to anybody in it, and boots again. What is plugged in stays so."""
+        self.qmp("set-action", reboot="reset")
+        self.qmp("system_reset")
+        self._wait_booted()
+        self.settle()
 
     def close(self):
         """A virtual power loss: nothing in the host is asked."""

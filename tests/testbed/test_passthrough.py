@@ -25,16 +25,21 @@ class Passthrough(unittest.TestCase):
         host.start()
         host.make_disk("STICK")
         host.run(f"cat >{CONFIG_FILE} <<'END'\n{CONFIG}END")
-        cls.start_fencer()
         host.install_hook()
-        host.start_libvirt()
-        cls.start_daemon()
+        cls.start_all()
         host.plug("usb-storage", "STICK")
         for name in ("a", "b"):  # their own XML names the device
             host.define(name, host.by_id(0x46F4, 0x0001))
         for name in ("c", "d"):  # they get what is attached to them
             host.define(name)
+        host.run("sync")
         cls.wait_device("free")
+
+    @classmethod
+    def start_all(cls):
+        cls.start_fencer()
+        cls.host.start_libvirt()
+        cls.start_daemon()
 
     @classmethod
     def start_fencer(cls):
@@ -241,6 +246,19 @@ class Passthrough(unittest.TestCase):
         self.wait_device("free")
         self.attach("d")
         self.assertEqual(self.holders(), ["d"], "nothing of what happened to it matters to the next one")
+
+    def test_host_that_loses_power_begins_anew(self):
+        self.host.start_guest("a")
+        self.host.wait_reading("a")
+        token = self.token()
+        self.host.reset()
+        self.refuses_others()  # before anything of ours was started
+        self.start_all()
+        self.wait_device("free")
+        self.refuses_others()
+        self.host.start_guest("a")
+        self.host.wait_reading("a")
+        self.assertGreater(self.token(), token)
 
     def test_past_us_libvirt_gets_nothing(self):
         node = self.host.node("STICK")
