@@ -141,6 +141,7 @@ class LockRun {
         CommandGroup::start(command_, {{"USBLEASE_LOCK", name_}, {"USBLEASE_TOKEN", std::to_string(token_)}}, *guard_);
     if (!started) {
       context_.exit_code = started.error().code == ErrorCode::kNotFound ? 127 : 126;
+      guard_.reset();
       unlock();
       return tl::unexpected(started.error());
     }
@@ -154,6 +155,7 @@ class LockRun {
     if (!all_ended)
       return fail(ErrorCode::kInternal, "something that " + command_[0] + " started cannot be killed; the lock " +
                                             name_ + " is free when token " + std::to_string(token_) + " has expired");
+    guard_.reset();  // before somebody else gets the number of what has ended
     unlock();
     return watched;
   }
