@@ -61,7 +61,7 @@ void UsbHome::leave(const std::string& why) {
   if (l != nullptr && stands(l->token()) && l->phase() == record::PHASE_GRANTED) hooks_.unplugged(config_.name, *l);
   place_.reset();
   known_ = Known::kUnknown;
-  if (opening_) give_up_opening("it was unplugged");
+  if (opening_) give_up_opening("it left the bus meanwhile; if it always does, it needs reset=no");
   open_.reset();
   if (floor.armed() > floor.fenced() && confirming_ != floor.armed())
     confirm(floor.armed(), "the device left the bus: " + why);

@@ -22,6 +22,7 @@ class FakeGate final : public host::UsbGate {
   host::UsbLease armed;
   host::UsbHolder holder;
   pid_t reset_by = 0;
+  bool slow_bind = false;  // does not come to its end
   std::uint64_t refused = 0;
   int counted = 0;
 
@@ -53,7 +54,7 @@ class FakeGate final : public host::UsbGate {
   void bind(const host::UsbPlace& place, bool reset, Done<void> done) override {
     calls.push_back("bind " + place.port);
     reset_by = reset ? holder.pid : 0;
-    answer(std::move(done), {});
+    if (!slow_bind) answer(std::move(done), {});
   }
   void unbind(const host::UsbPlace& place, Done<void> done) override {
     calls.push_back("unbind " + place.port);

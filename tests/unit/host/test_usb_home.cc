@@ -191,6 +191,28 @@ START_TEST(plugged_in_again_it_comes_back_under_another_token) {
 }
 END_TEST
 
+// Else a device that leaves the bus at each reset would be given back, reset and lost again for ever.
+START_TEST(gone_before_it_was_open_it_does_not_come_back) {
+  Host h;
+  Child qemu(h.f.pid_file(), kGuestUuid);
+  h.attach();
+  h.libvirt_did();
+  h.see(seen_at(kNoPort, 0));
+  ck_assert(h.present(false));
+  ck_assert(h.f.phase_becomes("stick", "free"));
+  h.gate.slow_bind = true;
+  h.see(seen_at("1-3", 8));
+  ck_assert(run_until([&] { return h.called("bind 1-3"); }));
+  h.see(seen_at(kNoPort, 0));
+  ck_assert(h.present(false));
+  h.see(seen_at("1-4", 9));
+  ck_assert(h.present(true));
+  ck_assert(h.f.phase_becomes("stick", "free"));
+  run_until([&] { return h.called("bind 1-4"); }, 200);
+  ck_assert(!h.called("bind 1-4"));
+}
+END_TEST
+
 START_TEST(a_quick_replug_is_another_instance) {
   Host h;
   Child qemu(h.f.pid_file(), kGuestUuid);
@@ -282,8 +304,8 @@ int main() {
       "usb_home",
       {it_is_opened_for_the_guests_qemu_alone, revoked_it_is_shut_before_it_is_free, unbound_is_enough_with_the_kernel,
        without_the_kernel_qemu_must_give_it_up, a_deadline_that_passes_ends_it,
-       plugged_in_again_it_comes_back_under_another_token, a_quick_replug_is_another_instance,
-       a_daemon_that_comes_back_goes_on, a_daemon_that_comes_back_too_late_ends_it,
+       plugged_in_again_it_comes_back_under_another_token, gone_before_it_was_open_it_does_not_come_back,
+       a_quick_replug_is_another_instance, a_daemon_that_comes_back_goes_on, a_daemon_that_comes_back_too_late_ends_it,
        a_hostdev_is_open_before_its_guest_starts, a_place_is_read_as_it_was_written},
       60);
 }
