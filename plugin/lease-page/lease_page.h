@@ -27,7 +27,9 @@
  * Reading: one pread() of both slots; the newer good one counts.  Nothing is
  * mapped: a file that somebody truncates cannot kill the reader (SIGBUS), and
  * no memory order is needed, since the checksum finds a read that met half a
- * write.  The reader keeps the descriptor of the file that it opened; once that
+ * write.  A read that is interrupted for as long as some writes take may find
+ * slots that do not belong together; so a page is bad only if it stays so.  The
+ * reader keeps the descriptor of the file that it opened; once that
  * file has no name any more (unlinked, or another was renamed over it) it is no
  * lease page, whatever it says.
  *
@@ -57,6 +59,7 @@
 #define USB_LEASE_VERSION 1u
 #define USB_LEASE_SLOT_BYTES 128u
 #define USB_LEASE_PAGE_BYTES (2u * USB_LEASE_SLOT_BYTES)
+#define USB_LEASE_READ_TRIES 8u
 
 enum UsbLeaseState {
     USB_LEASE_FREE = 1,    /* managed, and nobody's: no guest may use it */
@@ -157,25 +160,32 @@ static inline int usb_lease_open(const char *path)
 
 /*
  * Reads the page now.  0, or -errno: -ESTALE its file has no name any more,
- * -EBADMSG it holds no good page, or what pread() says.  Two system calls, at
- * most USB_LEASE_PAGE_BYTES, however large the file is.
+ * -EBADMSG it holds no good page, or what pread() says.  Two system calls and
+ * at most USB_LEASE_PAGE_BYTES, however large the file is; as often again as
+ * USB_LEASE_READ_TRIES says for a page that is bad.
  */
 static inline int usb_lease_read(int fd, UsbLeaseSlot *slot)
 {
     uint8_t bytes[USB_LEASE_PAGE_BYTES];
     struct stat st;
     ssize_t got;
+    unsigned tries;
 
-    do {
-        got = pread(fd, bytes, sizeof(bytes), 0);
-    } while (got < 0 && errno == EINTR);
-    if (got < 0 || fstat(fd, &st) < 0) {
-        return -errno;
+    for (tries = 0; tries < USB_LEASE_READ_TRIES; tries++) {
+        do {
+            got = pread(fd, bytes, sizeof(bytes), 0);
+        } while (got < 0 && errno == EINTR);
+        if (got < 0 || fstat(fd, &st) < 0) {
+            return -errno;
+        }
+        if (st.st_nlink == 0) {
+            return -ESTALE;
+        }
+        if (usb_lease_decode(bytes, (size_t)got, slot)) {
+            return 0;
+        }
     }
-    if (st.st_nlink == 0) {
-        return -ESTALE;
-    }
-    return usb_lease_decode(bytes, (size_t)got, slot) ? 0 : -EBADMSG;
+    return -EBADMSG;
 }
 
 #endif
